@@ -1,0 +1,5 @@
+//! cowshed: a qcow2 engine.
+
+pub mod storage;
+pub mod timer;
+pub mod workers;
