@@ -27,11 +27,17 @@
 //! This module must not know the format, the cache, the image or any runtime.
 
 mod buf;
+mod erased;
+mod memory;
 
 use std::future::Future;
 use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
 
 pub use buf::Buf;
+pub use erased::{BoxStorage, LocalBoxStorage};
+pub use memory::MemoryStorage;
 
 /// What a storage asks of requests, and what suits it best. All lengths are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,8 +155,8 @@ macro_rules! storage_trait {
             /// As [`Self::write_at`].
             fn set_len(&self, len: u64) -> impl Future<Output = io::Result<()>> $($send)*;
 
-            /// What it knows of the range of `len` bytes (at least 1) from `offset` without reading it: the run that starts at `offset`. The
-            /// default knows nothing. Past the end is a hole.
+            /// What it knows of the range of `len` bytes (at least 1) from `offset` without reading it: the run that
+            /// starts at `offset`. The default knows nothing. Past the end is a hole.
             ///
             /// # Errors
             /// What the medium says.
@@ -165,8 +171,8 @@ macro_rules! storage_trait {
                 StorageLimits::default()
             }
 
-            /// Reads `buf.len()` bytes from `offset` at once, if that needs no waiting; `None` if it does (then `buf` may
-            /// hold anything). Zeros past the end. Never blocks, never allocates.
+            /// Reads `buf.len()` bytes from `offset` at once, if that needs no waiting; `None` if it does (then `buf`
+            /// may hold anything). Zeros past the end. Never blocks, never allocates.
             fn try_read_at(&self, _buf: &mut [u8], _offset: u64) -> Option<io::Result<()>> {
                 None
             }
@@ -184,3 +190,65 @@ storage_trait! {
     /// [`Storage`].
     SendStorage: (Send + Sync + 'static), (+ Send)
 }
+
+impl<T: SendStorage> Storage for T {
+    delegate!(self, SendStorage, self);
+}
+
+impl<T: SendStorage> SendStorage for Arc<T> {
+    delegate!(self, SendStorage, &**self);
+}
+
+impl<T: Storage> Storage for Rc<T> {
+    delegate!(self, Storage, &**self);
+}
+/// The methods of a storage, passed on to the methods of the same names that `$trait` has for `$to`.
+macro_rules! delegate {
+    ($self:ident, $trait:ident, $to:expr) => {
+        fn read_at(&$self, buf: Buf, offset: u64) -> impl Future<Output = io::Result<Buf>> {
+            $trait::read_at($to, buf, offset)
+        }
+
+        fn write_at(&$self, buf: Buf, offset: u64) -> impl Future<Output = io::Result<Buf>> {
+            $trait::write_at($to, buf, offset)
+        }
+
+        fn write_zeroes(&$self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>> {
+            $trait::write_zeroes($to, offset, len)
+        }
+
+        fn discard(&$self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>> {
+            $trait::discard($to, offset, len)
+        }
+
+        fn flush(&$self) -> impl Future<Output = io::Result<()>> {
+            $trait::flush($to)
+        }
+
+        fn len(&$self) -> impl Future<Output = io::Result<u64>> {
+            $trait::len($to)
+        }
+
+        fn set_len(&$self, len: u64) -> impl Future<Output = io::Result<()>> {
+            $trait::set_len($to, len)
+        }
+
+        fn extent_at(
+            &$self,
+            offset: u64,
+            len: u64,
+        ) -> impl Future<Output = io::Result<StorageExtent>> {
+            $trait::extent_at($to, offset, len)
+        }
+
+        fn limits(&$self) -> StorageLimits {
+            $trait::limits($to)
+        }
+
+        fn try_read_at(&$self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
+            $trait::try_read_at($to, buf, offset)
+        }
+    };
+}
+
+use delegate;

@@ -1,0 +1,389 @@
+//! One contract, many storages.
+//!
+//! The engine is written for the contract in `storage`'s documentation and tested mostly on memory; what it does on a
+//! file, with `O_DIRECT` or through io_uring stands on every storage keeping the same contract. So each claim of the
+//! contract is one test, and it runs on every storage. What is expected comes from a plain `Vec<u8>` that is changed
+//! beside the storage.
+
+use std::future::Future;
+use std::io;
+use std::task::{Context, Waker};
+
+use cowshed::storage::{
+    BoxStorage, Buf, LocalBoxStorage, MemoryStorage, Storage, StorageExtentKind,
+};
+use futures::executor::block_on;
+use futures::stream::{FuturesUnordered, StreamExt};
+
+/// A storage under test: empty, writable, and what must live as long as it.
+struct Subject<S> {
+    storage: S,
+    _keep: Option<tempfile::TempDir>,
+}
+
+impl<S> Subject<S> {
+    fn new(storage: S) -> Self {
+        Self { storage, _keep: None }
+    }
+}
+
+/// The contract's unit for this storage: requests are made of multiples of it.
+fn unit(storage: &impl Storage) -> usize {
+    // 24 bytes where any length goes: not a power of two, so that nothing is aligned by accident.
+    match storage.limits().request_alignment {
+        1 => 24,
+        alignment => alignment as usize,
+    }
+}
+
+fn buf(storage: &impl Storage, bytes: &[u8]) -> Buf {
+    let mut buf = Buf::aligned(bytes.len(), storage.limits().memory_alignment as usize);
+    buf.copy_from_slice(bytes);
+    buf
+}
+
+async fn write(storage: &impl Storage, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let back = storage.write_at(buf(storage, bytes), offset).await?;
+    assert_eq!(&back[..], bytes, "the buffer comes back as it went");
+    Ok(())
+}
+
+/// Reads through both doors, starting with a buffer full of rubbish.
+async fn read(storage: &impl Storage, len: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let read = storage.read_at(buf(storage, &vec![0xa5; len]), offset).await?;
+    let mut at_once = buf(storage, &vec![0x5a; len]);
+    if let Some(result) = storage.try_read_at(&mut at_once, offset) {
+        result?;
+        assert_eq!(at_once[..], read[..], "both doors lead to the same bytes");
+    }
+    Ok(read.to_vec())
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed).collect()
+}
+
+/// xorshift64*: small, and the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
+    }
+}
+
+async fn empty_storage_reads_as_zeros(storage: impl Storage) {
+    assert_eq!(storage.len().await.unwrap(), 0);
+    let len = unit(&storage) * 3;
+    assert_eq!(read(&storage, len, 0).await.unwrap(), vec![0; len]);
+    assert_eq!(read(&storage, len, 1 << 40).await.unwrap(), vec![0; len]);
+}
+
+async fn written_bytes_are_read_back(storage: impl Storage) {
+    let u = unit(&storage);
+    let bytes = pattern(u * 5, 1);
+    write(&storage, &bytes, 0).await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), bytes.len() as u64);
+    assert_eq!(read(&storage, bytes.len(), 0).await.unwrap(), bytes);
+    assert_eq!(read(&storage, u * 2, u as u64).await.unwrap(), bytes[u..u * 3]);
+    write(&storage, &pattern(u, 9), u as u64 * 2).await.unwrap();
+    assert_eq!(read(&storage, u, u as u64).await.unwrap(), bytes[u..u * 2]);
+    assert_eq!(read(&storage, u, u as u64 * 2).await.unwrap(), pattern(u, 9));
+    assert_eq!(read(&storage, u, u as u64 * 3).await.unwrap(), bytes[u * 3..u * 4]);
+}
+
+async fn bytes_past_the_end_are_zeros(storage: impl Storage) {
+    let u = unit(&storage);
+    let bytes = pattern(u, 2);
+    write(&storage, &bytes, 0).await.unwrap();
+    let mut expected = bytes.clone();
+    expected.resize(u * 4, 0);
+    assert_eq!(read(&storage, u * 4, 0).await.unwrap(), expected);
+    assert_eq!(storage.len().await.unwrap(), u as u64, "reading does not extend");
+}
+
+async fn end_within_a_unit_is_where_zeros_begin(storage: impl Storage) {
+    let u = unit(&storage);
+    write(&storage, &pattern(u * 2, 3), 0).await.unwrap();
+    storage.set_len(u as u64 + 5).await.unwrap();
+    let mut expected = pattern(u * 2, 3)[..u + 5].to_vec();
+    expected.resize(u * 3, 0);
+    assert_eq!(read(&storage, u * 3, 0).await.unwrap(), expected);
+}
+
+async fn write_past_the_end_leaves_a_gap_of_zeros(storage: impl Storage) {
+    let u = unit(&storage);
+    let bytes = pattern(u, 4);
+    write(&storage, &bytes, u as u64 * 7).await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), u as u64 * 8);
+    let mut expected = vec![0; u * 7];
+    expected.extend_from_slice(&bytes);
+    assert_eq!(read(&storage, u * 8, 0).await.unwrap(), expected);
+}
+
+async fn shortened_bytes_do_not_come_back(storage: impl Storage) {
+    let u = unit(&storage);
+    write(&storage, &pattern(u * 4, 5), 0).await.unwrap();
+    storage.set_len(u as u64).await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), u as u64);
+    storage.set_len(u as u64 * 4).await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), u as u64 * 4);
+    let mut expected = pattern(u * 4, 5)[..u].to_vec();
+    expected.resize(u * 4, 0);
+    assert_eq!(read(&storage, u * 4, 0).await.unwrap(), expected);
+}
+
+async fn zeroed_ranges_read_as_zeros_and_extend(storage: impl Storage) {
+    let u = unit(&storage);
+    write(&storage, &pattern(u * 4, 6), 0).await.unwrap();
+    storage.write_zeroes(u as u64, u as u64).await.unwrap();
+    storage.write_zeroes(u as u64 * 3, u as u64 * 5).await.unwrap();
+    let mut expected = pattern(u * 4, 6);
+    expected[u..u * 2].fill(0);
+    expected[u * 3..].fill(0);
+    expected.resize(u * 8, 0);
+    assert_eq!(storage.len().await.unwrap(), u as u64 * 8);
+    assert_eq!(read(&storage, u * 8, 0).await.unwrap(), expected);
+    storage.write_zeroes(u as u64 * 20, 0).await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), u as u64 * 8, "zeroing nothing extends nothing");
+}
+
+async fn discard_touches_only_its_range_and_keeps_the_length(storage: impl Storage) {
+    // Large enough for a file system to punch a hole.
+    let u = 4096.max(unit(&storage));
+    let bytes = pattern(u * 64, 7);
+    write(&storage, &bytes, 0).await.unwrap();
+    storage.discard(u as u64 * 16, u as u64 * 32).await.unwrap();
+    storage.discard(u as u64 * 60, u as u64 * 32).await.unwrap();
+    storage.flush().await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), bytes.len() as u64);
+    assert_eq!(read(&storage, u * 16, 0).await.unwrap(), bytes[..u * 16]);
+    assert_eq!(read(&storage, u * 12, u as u64 * 48).await.unwrap(), bytes[u * 48..u * 60]);
+}
+
+async fn holes_read_as_zeros_and_extents_are_never_empty(storage: impl Storage) {
+    let u = (64 << 10).max(unit(&storage));
+    write(&storage, &pattern(u, 8), u as u64 * 2).await.unwrap();
+    write(&storage, &pattern(u, 8), u as u64 * 9).await.unwrap();
+    storage.flush().await.unwrap();
+    let total = u as u64 * 12;
+    let mut offset = 0;
+    while offset < total {
+        let extent = storage.extent_at(offset, total - offset).await.unwrap();
+        assert!(extent.len >= 1 && extent.len <= total - offset, "{extent:?} at {offset}");
+        if offset >= u as u64 * 10 {
+            assert_eq!(extent.kind, StorageExtentKind::Hole, "past the end is a hole");
+        }
+        if extent.kind == StorageExtentKind::Hole {
+            let len = usize::try_from(extent.len).unwrap();
+            let bytes = storage.read_at(buf(&storage, &vec![1; len]), offset).await.unwrap();
+            assert!(bytes.iter().all(|&b| b == 0), "{extent:?} at {offset} is not zeros");
+        }
+        offset += extent.len;
+    }
+    assert_eq!(offset, total);
+}
+
+async fn requests_in_flight_do_not_mix(storage: impl Storage) {
+    let u = unit(&storage);
+    let n = 200;
+    let mut writes: FuturesUnordered<_> = (0..n)
+        .map(|i| storage.write_at(buf(&storage, &pattern(u, i as u8)), (i * u) as u64))
+        .collect();
+    while let Some(result) = writes.next().await {
+        result.unwrap();
+    }
+    let mut reads: FuturesUnordered<_> = (0..n)
+        .map(|i| {
+            let read = storage.read_at(buf(&storage, &vec![0; u]), (i * u) as u64);
+            async move { (i, read.await) }
+        })
+        .collect();
+    while let Some((i, result)) = reads.next().await {
+        assert_eq!(result.unwrap()[..], pattern(u, i as u8)[..], "request {i}");
+    }
+}
+
+async fn dropped_requests_leave_the_storage_whole(storage: impl Storage) {
+    let u = unit(&storage);
+    let (old, new) = (pattern(u, 10), pattern(u, 11));
+    let n = 50;
+    for i in 0..n {
+        write(&storage, &old, (i * u) as u64).await.unwrap();
+    }
+    let mut context = Context::from_waker(Waker::noop());
+    for i in 0..n {
+        // Polled once and dropped; at every other place a read, and not even polled.
+        let mut write = Box::pin(storage.write_at(buf(&storage, &new), (i * u) as u64));
+        let _ = write.as_mut().poll(&mut context);
+        let mut read = Box::pin(storage.read_at(buf(&storage, &old), (i * u) as u64));
+        if i % 2 == 0 {
+            let _ = read.as_mut().poll(&mut context);
+        }
+    }
+    storage.flush().await.unwrap();
+    for i in 0..n {
+        let bytes = read(&storage, u, (i * u) as u64).await.unwrap();
+        assert!(bytes == old || bytes == new, "unit {i} is neither the old nor the new");
+    }
+    // After the flush nothing lands any more.
+    for i in 0..n {
+        write(&storage, &old, (i * u) as u64).await.unwrap();
+    }
+    for i in 0..n {
+        assert_eq!(read(&storage, u, (i * u) as u64).await.unwrap(), old, "unit {i}");
+    }
+}
+
+async fn offsets_out_of_this_world_are_errors(storage: impl Storage) {
+    let u = unit(&storage);
+    let far = (u64::MAX / u as u64 - 1) * u as u64;
+    assert!(write(&storage, &pattern(u, 12), far).await.is_err());
+    assert!(storage.write_zeroes(far, u as u64).await.is_err());
+    assert!(storage.set_len(u64::MAX).await.is_err());
+    assert_eq!(storage.len().await.unwrap(), 0, "what failed changed nothing");
+}
+
+async fn random_requests_agree_with_the_model(storage: impl Storage) {
+    let seed = 0x9e37_79b9_7f4a_7c15;
+    let mut random = Random(seed);
+    let mut model: Vec<u8> = Vec::new();
+    let u = unit(&storage) as u64;
+    for step in 0..2000u32 {
+        let (offset, len) = (random.below(48) * u, (1 + random.below(8)) * u);
+        let (from, to) = (offset as usize, (offset + len) as usize);
+        let what = random.below(100);
+        if what < 40 {
+            let bytes = pattern(len as usize, step as u8);
+            write(&storage, &bytes, offset).await.unwrap();
+            model.resize(model.len().max(to), 0);
+            model[from..to].copy_from_slice(&bytes);
+        } else if what < 50 {
+            storage.write_zeroes(offset, len).await.unwrap();
+            model.resize(model.len().max(to), 0);
+            model[from..to].fill(0);
+        } else if what < 55 {
+            let len = random.below(48 * u);
+            storage.set_len(len).await.unwrap();
+            model.resize(len as usize, 0);
+        } else if what < 57 {
+            storage.flush().await.unwrap();
+        } else {
+            let got = read(&storage, len as usize, offset).await.unwrap();
+            let mut expected = vec![0; len as usize];
+            if from < model.len() {
+                let end = to.min(model.len());
+                expected[..end - from].copy_from_slice(&model[from..end]);
+            }
+            assert_eq!(got, expected, "step {step}, seed {seed:#x}: {len} bytes at {offset}");
+        }
+        assert_eq!(storage.len().await.unwrap(), model.len() as u64, "step {step}");
+    }
+}
+
+/// Makes one test of each claim for the storage that `$make` makes: `Subject<impl Storage>`.
+macro_rules! contract {
+    ($name:ident, $make:expr) => {
+        contract!(@ $name, $make,
+            empty_storage_reads_as_zeros
+            written_bytes_are_read_back
+            bytes_past_the_end_are_zeros
+            end_within_a_unit_is_where_zeros_begin
+            write_past_the_end_leaves_a_gap_of_zeros
+            shortened_bytes_do_not_come_back
+            zeroed_ranges_read_as_zeros_and_extend
+            discard_touches_only_its_range_and_keeps_the_length
+            holes_read_as_zeros_and_extents_are_never_empty
+            requests_in_flight_do_not_mix
+            dropped_requests_leave_the_storage_whole
+            offsets_out_of_this_world_are_errors
+            random_requests_agree_with_the_model
+        );
+    };
+    (@ $name:ident, $make:expr, $($claim:ident)*) => {
+        mod $name {
+            use super::*;
+            $(
+                #[test]
+                fn $claim() {
+                    let subject = $make;
+                    block_on(super::$claim(subject.storage));
+                }
+            )*
+        }
+    };
+}
+
+contract!(memory, Subject::new(MemoryStorage::default()));
+contract!(memory_shared, Subject::new(std::sync::Arc::new(MemoryStorage::default())));
+contract!(memory_rc, Subject::new(std::rc::Rc::new(MemoryStorage::default())));
+contract!(boxed, Subject::new(BoxStorage::new(MemoryStorage::default())));
+contract!(local_boxed, Subject::new(LocalBoxStorage::new(MemoryStorage::default())));
+contract!(
+    boxed_in_local,
+    Subject::new(LocalBoxStorage::new(BoxStorage::new(MemoryStorage::default())))
+);
+
+/// The rule that lets generic code spawn: the futures of a `SendStorage` are `Send`, through every wrapper.
+#[test]
+fn futures_of_a_send_storage_are_send() {
+    fn assert_send<T: Send>(value: T) -> T {
+        value
+    }
+    fn all<S: cowshed::storage::SendStorage>(storage: &S) {
+        drop(assert_send(storage.read_at(Buf::default(), 0)));
+        drop(assert_send(storage.write_at(Buf::default(), 0)));
+        drop(assert_send(storage.write_zeroes(0, 0)));
+        drop(assert_send(storage.discard(0, 0)));
+        drop(assert_send(storage.flush()));
+        drop(assert_send(storage.len()));
+        drop(assert_send(storage.set_len(0)));
+        drop(assert_send(storage.extent_at(0, 1)));
+    }
+    all(&MemoryStorage::default());
+    all(&BoxStorage::new(MemoryStorage::default()));
+    all(&std::sync::Arc::new(BoxStorage::new(MemoryStorage::default())));
+    // And through the name without bounds, where the compiler sees the concrete type.
+    let storage = MemoryStorage::default();
+    drop(assert_send(Storage::read_at(&storage, Buf::default(), 0)));
+}
+
+/// A storage without bounds stays without: one that holds an `Rc` is a `Storage`.
+#[test]
+fn storage_for_one_thread_needs_no_send() {
+    struct Local(std::rc::Rc<MemoryStorage>);
+    impl Storage for Local {
+        async fn read_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
+            let inner = std::rc::Rc::clone(&self.0);
+            Storage::read_at(&inner, buf, offset).await
+        }
+        async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
+            Storage::write_at(&self.0, buf, offset).await
+        }
+        async fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+            Storage::write_zeroes(&self.0, offset, len).await
+        }
+        async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+            Storage::discard(&self.0, offset, len).await
+        }
+        async fn flush(&self) -> io::Result<()> {
+            Storage::flush(&self.0).await
+        }
+        async fn len(&self) -> io::Result<u64> {
+            Storage::len(&self.0).await
+        }
+        async fn set_len(&self, len: u64) -> io::Result<()> {
+            Storage::set_len(&self.0, len).await
+        }
+    }
+    let storage = LocalBoxStorage::new(Local(std::rc::Rc::default()));
+    block_on(async {
+        write(&storage, b"here", 0).await.unwrap();
+        assert_eq!(read(&storage, 6, 0).await.unwrap(), b"here\0\0");
+        let mut bytes = [0; 4];
+        assert!(storage.try_read_at(&mut bytes, 0).is_none(), "the default door is shut");
+    });
+}
