@@ -1,5 +1,9 @@
 //! cowshed: a qcow2 engine.
 
+pub mod error;
+pub mod format;
 pub mod storage;
 pub mod timer;
 pub mod workers;
+
+pub use error::{Error, Result};

@@ -1,0 +1,142 @@
+//! What can go wrong, as types.
+//!
+//! One enum, [`Error`], whose variants are what a caller can act on. What is wrong inside an image is opaque:
+//! [`Corrupt`] and [`Unsupported`] hold one private kind for each check that the crate makes, so that new checks can be
+//! added without breaking anyone. Programs tell kinds apart by [`Corrupt::code`], people by the message.
+//!
+//! This module must not know how anything is read: it stands above every layer.
+
+mod corrupt;
+mod unsupported;
+
+use std::io;
+
+pub use corrupt::Corrupt;
+pub(crate) use corrupt::{CorruptKind, Structure};
+pub use unsupported::Unsupported;
+pub(crate) use unsupported::UnsupportedKind;
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that the engine reports.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The image breaks a rule of its format. Reading on would be guessing.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// The image may be valid, and needs something that this crate does not have.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// A storage failed.
+    #[error("{operation} of {len} bytes at {offset:#x}: {source}")]
+    Storage {
+        /// What was asked of the storage: "read", "write", "flush"...
+        operation: &'static str,
+        /// Where, as a byte offset in the storage.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// What the storage said.
+        source: io::Error,
+    },
+    /// The gate did not let a file be opened that the image names.
+    #[error("{kind} {name:?} refused: {reason}")]
+    Refused {
+        /// What it is to the image: "backing file", "data file".
+        kind: &'static str,
+        /// The name as the image gives it, with bytes that are not UTF-8 replaced.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A request reaches past the end of the virtual disk.
+    #[error("request of {len} bytes at {offset:#x} reaches past the end of {size} bytes")]
+    OutOfBounds {
+        /// Start of the request in bytes.
+        offset: u64,
+        /// Length of the request in bytes.
+        len: u64,
+        /// Size in bytes of what was asked.
+        size: u64,
+    },
+    /// The image was closed.
+    #[error("image is closed")]
+    Closed,
+    /// The image cannot be written to; says why.
+    #[error("image is read-only: {0}")]
+    ReadOnly(String),
+    /// Something asked for by name is not there.
+    #[error("{what} {name:?} not found")]
+    NotFound {
+        /// What was looked for: "snapshot", "bitmap"...
+        what: &'static str,
+        /// The name asked for.
+        name: String,
+    },
+    /// An argument of the caller makes no sense; says which and why.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// A named limit of this crate was exceeded, before memory was taken.
+    #[error("{what} {value} exceeds the limit of {limit}")]
+    LimitExceeded {
+        /// What was counted, with its unit: "snapshot table bytes".
+        what: &'static str,
+        /// The value found.
+        value: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+impl From<Error> for io::Error {
+    /// Wraps the error, keeping it as the source; a storage's own error comes out as it went in.
+    fn from(error: Error) -> Self {
+        let kind = match error {
+            Error::Storage { source, .. } => return source,
+            Error::Corrupt(_) => io::ErrorKind::InvalidData,
+            Error::Unsupported(_) | Error::LimitExceeded { .. } => io::ErrorKind::Unsupported,
+            Error::Refused { .. } => io::ErrorKind::PermissionDenied,
+            Error::OutOfBounds { .. } | Error::InvalidArgument(_) => io::ErrorKind::InvalidInput,
+            Error::Closed => io::ErrorKind::NotConnected,
+            Error::ReadOnly(_) => io::ErrorKind::ReadOnlyFilesystem,
+            Error::NotFound { .. } => io::ErrorKind::NotFound,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// Defines an enum of kinds with, for each, its code, its fields and its message, so that none can be forgotten.
+macro_rules! kinds {
+    ($(#[$meta:meta])* $name:ident {
+        $($(#[$variant_meta:meta])* $code:literal $variant:ident $({ $($field:ident: $type:ty),* })? => $message:literal,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub(crate) enum $name {
+            $($(#[$variant_meta])* $variant $({ $($field: $type),* })?,)*
+        }
+
+        impl $name {
+            /// Every code, in the order of the definition.
+            pub(crate) const CODES: &'static [&'static str] = &[$($code),*];
+
+            /// The kind's name in kebab case.
+            pub(crate) fn code(&self) -> &'static str {
+                match self {
+                    $(Self::$variant $({ $($field: _),* })? => $code,)*
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match self {
+                    $(Self::$variant $({ $($field),* })? => write!(f, $message),)*
+                }
+            }
+        }
+    };
+}
+use kinds;
