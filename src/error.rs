@@ -90,6 +90,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// A storage's failure of `operation` on `len` bytes at `offset`.
+    pub(crate) fn storage(
+        operation: &'static str,
+        offset: u64,
+        len: u64,
+        source: io::Error,
+    ) -> Self {
+        Self::Storage { operation, offset, len, source }
+    }
+
+    /// A gate's refusal of a name that an image holds.
+    pub(crate) fn refused(kind: &'static str, name: &[u8], reason: impl Into<String>) -> Self {
+        let name = String::from_utf8_lossy(name).into_owned();
+        Self::Refused { kind, name, reason: reason.into() }
+    }
+}
+
 impl From<Error> for io::Error {
     /// Wraps the error, keeping it as the source; a storage's own error comes out as it went in.
     fn from(error: Error) -> Self {

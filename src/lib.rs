@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod format;
+pub mod image;
 pub mod storage;
 pub mod timer;
 pub mod workers;
