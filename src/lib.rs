@@ -1,9 +1,11 @@
 //! cowshed: a qcow2 engine.
 
+pub mod cache;
 pub mod error;
 pub mod format;
 pub mod image;
 pub mod storage;
+mod sync;
 pub mod timer;
 pub mod workers;
 

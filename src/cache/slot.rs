@@ -1,0 +1,93 @@
+//! A slot of the cache and the slice of a table in it.
+//!
+//! A slot changes its state only under its stripe's lock. This file must not know stripes, budgets or I/O.
+
+use crate::sync::{Arc, AtomicU64, OnceCell, Ordering};
+
+/// A slice of a table: its bytes as big-endian words of 64 bits, decoded.
+///
+/// Words are atomic: a reader needs no lock, and sees of each word an old or a new value, never a mixture.
+#[derive(Debug)]
+pub struct Slice {
+    words: Box<[AtomicU64]>,
+}
+
+impl Slice {
+    /// A slice of `len_bytes`, a multiple of 8, of zeros.
+    pub(super) fn blank(len_bytes: usize) -> Self {
+        Self { words: (0..len_bytes / 8).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Becomes what `bytes` encode, which must be as long as the slice.
+    pub(super) fn decode(&mut self, bytes: &[u8]) {
+        let (chunks, _) = bytes.as_chunks::<8>();
+        assert_eq!(chunks.len(), self.words.len(), "a slice changes its length");
+        for (word, chunk) in self.words.iter_mut().zip(chunks) {
+            *word.get_mut() = u64::from_be_bytes(*chunk);
+        }
+    }
+
+    /// The number of words: [`TableCache::entry_bytes`](super::TableCache::entry_bytes) / 8.
+    #[must_use]
+    pub fn words(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Word `index`, which must be less than [`Self::words`].
+    ///
+    /// # Panics
+    /// If it is not: the caller computes it from offsets that it has checked.
+    ///
+    /// # Ordering
+    /// Acquire: whoever sees a word sees what was done before it was stored.
+    #[inline]
+    #[must_use]
+    pub fn word(&self, index: usize) -> u64 {
+        self.words[index].load(Ordering::Acquire)
+    }
+}
+
+/// What all who ask for a slice while it is loaded share: one of them loads, the others wait; if it fails or is
+/// dropped, the next one tries.
+pub(super) type Load = OnceCell<Arc<Slice>>;
+
+/// Where a slot is in its life; see the [module](super).
+#[derive(Debug)]
+pub(super) enum State {
+    /// Holds nothing; listed in its stripe's free list, absent from the index.
+    Vacant,
+    /// Being loaded by one of those who share the load.
+    Loading {
+        /// The load.
+        load: Arc<Load>,
+        /// How many share it; the last one to leave without success makes the slot vacant.
+        shares: usize,
+    },
+    /// Holds what the storage holds.
+    Clean(Arc<Slice>),
+}
+
+/// A slot: a state, and when it was used.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// The slice's mixed number, as in the stripe's index.
+    pub(super) key: u64,
+    pub(super) state: State,
+    /// Since the hand of the eviction went by.
+    pub(super) used_since_hand: bool,
+    /// Since the cleaner's last pass.
+    pub(super) used_since_pass: bool,
+}
+
+impl Slot {
+    /// A slot in which `key` is being loaded. Loading counts as a use for the cleaner. It does not for eviction:
+    /// what a scan loads and never comes back to goes first.
+    pub(super) fn loading(key: u64, load: Arc<Load>) -> Self {
+        Self {
+            key,
+            state: State::Loading { load, shares: 1 },
+            used_since_hand: false,
+            used_since_pass: true,
+        }
+    }
+}

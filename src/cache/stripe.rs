@@ -1,0 +1,183 @@
+//! One stripe of the cache: some of its slots, an index over them, and the choice of what goes.
+//!
+//! Everything here is synchronous and runs under the stripe's lock. It must not know I/O, other stripes or budgets.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::slot::{Load, Slice, Slot, State};
+use crate::sync::Arc;
+
+/// What somebody who asks for a slice gets.
+pub(super) enum Lookup {
+    /// The slice.
+    Found(Arc<Slice>),
+    /// A share in its load, to be ended by [`Stripe::publish`] or given back by [`Stripe::leave`].
+    Miss(Arc<Load>),
+}
+
+/// What a stripe counts; see [`CacheStatistics`](super::CacheStatistics).
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) loads: u64,
+    pub(super) evictions: u64,
+    pub(super) cleaned: u64,
+}
+
+/// Slots, addressed by mixed keys.
+#[derive(Debug, Default)]
+pub(super) struct Stripe {
+    /// The slot of each key that is not vacant.
+    index: HashMap<u64, u32, BuildHasherDefault<MixedHasher>>,
+    slots: Vec<Slot>,
+    /// The vacant ones among `slots`.
+    vacant: Vec<u32>,
+    /// Where eviction looks next.
+    hand: usize,
+    pub(super) counts: Counts,
+}
+
+impl Stripe {
+    /// The slice of `key`, if it is here, noting the use.
+    #[inline]
+    pub(super) fn hit(&mut self, key: u64) -> Option<&Arc<Slice>> {
+        let slot = &mut self.slots[*self.index.get(&key)? as usize];
+        let State::Clean(slice) = &slot.state else { return None };
+        if !(slot.used_since_hand && slot.used_since_pass) {
+            slot.used_since_hand = true;
+            slot.used_since_pass = true;
+        }
+        self.counts.hits += 1;
+        Some(slice)
+    }
+
+    /// The slice of `key`, or a share in its load.
+    pub(super) fn get(&mut self, key: u64) -> Lookup {
+        if let Some(slice) = self.hit(key) {
+            return Lookup::Found(Arc::clone(slice));
+        }
+        self.counts.misses += 1;
+        if let Some(index) = self.index.get(&key)
+            && let State::Loading { load, shares } = &mut self.slots[*index as usize].state
+        {
+            *shares += 1;
+            return Lookup::Miss(Arc::clone(load));
+        }
+        let load = Arc::new(Load::new());
+        let slot = Slot::loading(key, Arc::clone(&load));
+        let index = match self.vacant.pop() {
+            Some(index) => {
+                self.slots[index as usize] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                // OK to unwrap: each slot but the vacant stands for 512 bytes of memory or a request in flight.
+                #[allow(clippy::unwrap_used)]
+                u32::try_from(self.slots.len() - 1).unwrap()
+            }
+        };
+        self.index.insert(key, index);
+        Lookup::Miss(load)
+    }
+
+    /// Ends the load of `key`, which is in flight, with `slice`.
+    pub(super) fn publish(&mut self, key: u64, slice: Arc<Slice>) {
+        // OK to unwrap: a slot that is being loaded is vacated by the last share only, and the one who loads has one.
+        #[allow(clippy::expect_used)]
+        let index = *self.index.get(&key).expect("a slice that is being loaded has a slot");
+        let slot = &mut self.slots[index as usize];
+        assert!(matches!(slot.state, State::Loading { .. }), "a slice was loaded twice at a time");
+        slot.state = State::Clean(slice);
+        self.counts.loads += 1;
+    }
+
+    /// Gives back a share in the load of `key` that did not succeed for the one who had it.
+    pub(super) fn leave(&mut self, key: u64, share: &Arc<Load>) {
+        let Some(&index) = self.index.get(&key) else { return };
+        let State::Loading { load, shares } = &mut self.slots[index as usize].state else { return };
+        // Another load of the same slice may have begun since, when this one had ended well for somebody else.
+        if Arc::ptr_eq(load, share) {
+            *shares -= 1;
+            if *shares == 0 {
+                self.vacate(index);
+            }
+        }
+    }
+
+    /// Moves the hand to the next slice that was not used since the hand was there, and takes it. `None` when the hand
+    /// comes to the end of the stripe, where the next call starts from the beginning.
+    pub(super) fn evict(&mut self) -> Option<Arc<Slice>> {
+        while self.hand < self.slots.len() {
+            let hand = self.hand;
+            self.hand += 1;
+            let slot = &mut self.slots[hand];
+            let State::Clean(slice) = &mut slot.state else { continue };
+            if std::mem::take(&mut slot.used_since_hand) || Arc::get_mut(slice).is_none() {
+                continue;
+            }
+            self.counts.evictions += 1;
+            // OK to cast: slots are numbered in u32, see `get`.
+            #[allow(clippy::cast_possible_truncation)]
+            return self.vacate(hand as u32);
+        }
+        self.hand = 0;
+        None
+    }
+
+    /// Drops the slices that are not pinned and were not used since the sweep before, into `dropped`: freeing them is
+    /// for the caller, when the lock is gone.
+    pub(super) fn sweep(&mut self, dropped: &mut Vec<Arc<Slice>>) {
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let State::Clean(slice) = &slot.state else { continue };
+            // New pins are made under this lock only, so one that is seen unpinned stays so. The end of a pin is a
+            // use: whenever it comes after this sweep, the slice survives the next one.
+            if Arc::strong_count(slice) > 1 {
+                slot.used_since_pass = true;
+            } else if !std::mem::take(&mut slot.used_since_pass) {
+                self.counts.cleaned += 1;
+                // OK to cast: slots are numbered in u32, see `get`.
+                #[allow(clippy::cast_possible_truncation)]
+                dropped.extend(self.vacate(index as u32));
+            }
+        }
+        if self.index.is_empty() {
+            let counts = self.counts;
+            *self = Self { counts, ..Self::default() };
+        }
+    }
+
+    /// Makes a slot vacant and returns the slice that it held.
+    fn vacate(&mut self, index: u32) -> Option<Arc<Slice>> {
+        let slot = &mut self.slots[index as usize];
+        self.index.remove(&slot.key);
+        self.vacant.push(index);
+        match std::mem::replace(&mut slot.state, State::Vacant) {
+            State::Clean(slice) => Some(slice),
+            State::Vacant | State::Loading { .. } => None,
+        }
+    }
+}
+
+/// Passes on a key that is mixed already.
+#[derive(Debug, Default)]
+struct MixedHasher(u64);
+
+impl Hasher for MixedHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}

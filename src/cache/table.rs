@@ -1,0 +1,287 @@
+//! The cache: stripes, the budget over them, loading and passes.
+//!
+//! Locks: stripes and the scratch buffers are leaves; no two are ever held together, none over an await.
+
+use std::io;
+
+use super::scratch::Scratch;
+use super::slot::{Load, Slice};
+use super::statistics::CacheStatistics;
+use super::stripe::{Lookup, Stripe};
+use crate::format::HostOffset;
+use crate::storage::{Buf, Storage};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
+
+/// The shortest slice, in bytes: the smallest cluster.
+pub const ENTRY_BYTES_MIN: u64 = 512;
+
+/// The longest slice, in bytes: the largest cluster.
+pub const ENTRY_BYTES_MAX: u64 = 2 << 20;
+
+/// A stripe for each so many slices of the budget: enough for CLOCK to have a choice, few enough to sweep at once.
+const SLICES_PER_STRIPE: u64 = 32;
+
+/// More stripes than that do not make collisions of threads noticeably rarer.
+const STRIPES_MAX: u64 = 128;
+
+/// Slices of tables, keyed by host offset; see the [module](super).
+#[derive(Debug)]
+pub struct TableCache {
+    entry_bytes: u64,
+    slices_max: u64,
+    stripes: Box<[Padded<Mutex<Stripe>>]>,
+    scratch: Scratch,
+    /// Slices held, and those about to be.
+    slices: Padded<AtomicU64>,
+    /// The stripe that eviction is in.
+    hand: AtomicUsize,
+    passes: AtomicU64,
+}
+
+impl TableCache {
+    /// A cache of at most `budget_bytes`, but at least one slice, in slices of `entry_bytes`, a power of two from
+    /// [`ENTRY_BYTES_MIN`] to [`ENTRY_BYTES_MAX`]. It takes memory as it fills.
+    ///
+    /// # Panics
+    /// If `entry_bytes` is not such a power of two.
+    #[must_use]
+    pub fn new(budget_bytes: u64, entry_bytes: u64) -> Self {
+        assert!(
+            entry_bytes.is_power_of_two()
+                && (ENTRY_BYTES_MIN..=ENTRY_BYTES_MAX).contains(&entry_bytes),
+            "a slice cannot be {entry_bytes} bytes long"
+        );
+        let slices_max = (budget_bytes / entry_bytes).max(1);
+        let stripes = (slices_max / SLICES_PER_STRIPE).clamp(1, STRIPES_MAX).next_power_of_two();
+        // OK to cast: at most ENTRY_BYTES_MAX.
+        #[allow(clippy::cast_possible_truncation)]
+        let scratch = Scratch::new(entry_bytes as usize);
+        Self {
+            entry_bytes,
+            slices_max,
+            stripes: (0..stripes).map(|_| Padded::default()).collect(),
+            scratch,
+            slices: Padded::default(),
+            hand: AtomicUsize::new(0),
+            passes: AtomicU64::new(0),
+        }
+    }
+
+    /// The length of a slice, in bytes.
+    #[must_use]
+    pub fn entry_bytes(&self) -> u64 {
+        self.entry_bytes
+    }
+
+    /// Hands the slice at `slice`, a multiple of [`Self::entry_bytes`], to `f`, if it is cached, and notes the use.
+    ///
+    /// Synchronous, allocates nothing, and never waits for I/O. `f` runs under the lock of a stripe: it must be short
+    /// and not call the cache.
+    #[inline]
+    pub fn hit<R>(&self, slice: HostOffset, f: impl FnOnce(&Slice) -> R) -> Option<R> {
+        let key = self.key(slice);
+        let mut stripe = self.stripe(key).lock();
+        stripe.hit(key).map(|slice| f(slice))
+    }
+
+    /// The slice at `slice`, a multiple of [`Self::entry_bytes`], from the cache or else from `storage`, which must be
+    /// the same at every call. While the caller holds it, it is pinned.
+    ///
+    /// However many ask for a slice at a time, one of them loads it: synchronously if the storage's synchronous door
+    /// answers, and then without any await. The others wait. They wait for the one who loads to be polled or dropped,
+    /// so a future of this function must not be kept aside unpolled.
+    ///
+    /// What lies past the end of the storage reads as zeros here: the caller knows which tables can exist.
+    ///
+    /// # Errors
+    /// What the storage says. Nothing is cached then, and each one who waited tries for itself.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves no trace. If it was the one loading, one of those who wait takes over.
+    pub async fn get<S: Storage>(&self, storage: &S, slice: HostOffset) -> io::Result<Arc<Slice>> {
+        let key = self.key(slice);
+        let mut share = match self.look_up(key) {
+            Lookup::Found(slice) => return Ok(slice),
+            Lookup::Miss(load) => Share { cache: self, key, load, kept: true },
+        };
+        // Cancel: the cell lets the next one who waits start, and the share is given back.
+        let loaded = share.load.get_or_try_init(|| self.load(storage, slice, key)).await?;
+        let loaded = Arc::clone(loaded);
+        share.kept = false;
+        Ok(loaded)
+    }
+
+    /// Drops each slice that is clean, not pinned, and was not used since the pass before, and frees its memory: a
+    /// slice lives for one to two passes after its last use. Source: QEMU, block/qcow2-cache.c,
+    /// `qcow2_cache_clean_unused`.
+    ///
+    /// Synchronous and without I/O. It holds one stripe's lock at a time, and frees outside of it.
+    pub fn pass(&self) {
+        let mut dropped = Vec::new();
+        for stripe in &self.stripes {
+            stripe.0.lock().sweep(&mut dropped);
+            self.slices.0.fetch_sub(dropped.len() as u64, Ordering::Relaxed);
+            dropped.clear();
+        }
+        self.scratch.clear();
+        self.passes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the cache has counted, and what it holds.
+    #[must_use]
+    pub fn statistics(&self) -> CacheStatistics {
+        let mut sum = CacheStatistics {
+            passes: self.passes.load(Ordering::Relaxed),
+            bytes_held: self.slices.0.load(Ordering::Relaxed) * self.entry_bytes,
+            ..CacheStatistics::default()
+        };
+        for stripe in &self.stripes {
+            let counts = stripe.0.lock().counts;
+            sum.hits += counts.hits;
+            sum.misses += counts.misses;
+            sum.loads += counts.loads;
+            sum.evictions += counts.evictions;
+            sum.cleaned += counts.cleaned;
+        }
+        sum
+    }
+
+    /// The mixed number of a slice. Mixing is a bijection, so that a key stands for its slice.
+    #[inline]
+    fn key(&self, slice: HostOffset) -> u64 {
+        let offset = slice.get();
+        debug_assert!(offset.is_multiple_of(self.entry_bytes), "no slice starts at {slice}");
+        // Offsets may be any below 2^64; shifting out zeros loses nothing.
+        let mixed =
+            (offset >> self.entry_bytes.trailing_zeros()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed ^ (mixed >> 32)
+    }
+
+    /// The stripe of a key: by bits that the index does not use (it takes the lowest and the seven highest).
+    #[inline]
+    fn stripe(&self, key: u64) -> &Mutex<Stripe> {
+        // OK to cast: 16 bits.
+        #[allow(clippy::cast_possible_truncation)]
+        let bits = ((key >> 40) & 0xffff) as usize;
+        &self.stripes[bits & (self.stripes.len() - 1)].0
+    }
+
+    fn look_up(&self, key: u64) -> Lookup {
+        self.stripe(key).lock().get(key)
+    }
+
+    /// Loads a slice and publishes it.
+    async fn load<S: Storage>(
+        &self,
+        storage: &S,
+        slice: HostOffset,
+        key: u64,
+    ) -> io::Result<Arc<Slice>> {
+        let limits = storage.limits();
+        let fits = u64::from(limits.request_alignment) <= self.entry_bytes
+            && self.entry_bytes <= u64::from(limits.transfer_len_max);
+        let bytes = if fits {
+            let scratch = self.scratch.take(&limits);
+            // Cancel: a dropped read has no effect; its buffer is lost to the scratch, no more.
+            read(storage, scratch, slice.get()).await?
+        } else {
+            // Cancel: as above.
+            read_in_pieces(storage, slice.get(), self.entry_bytes).await?
+        };
+        // From here to the end nothing is awaited and nothing fails: room taken is room used.
+        let mut loaded = self.make_room().unwrap_or_else(|| Arc::new(Slice::blank(bytes.len())));
+        // OK to unwrap: eviction took what nobody else held, and nobody could take hold of it since.
+        #[allow(clippy::expect_used)]
+        let memory = Arc::get_mut(&mut loaded).expect("an evicted slice is not pinned");
+        memory.decode(&bytes);
+        self.scratch.give(bytes);
+        self.stripe(key).lock().publish(key, Arc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    /// Takes room in the budget for one more slice. Returns the memory of the one that went for it, if one went.
+    fn make_room(&self) -> Option<Arc<Slice>> {
+        let room = |slices| (slices < self.slices_max).then_some(slices + 1);
+        if self.slices.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
+            return None;
+        }
+        let Some(victim) = self.evict() else {
+            // All is pinned: rather more memory than a deadlock.
+            self.slices.0.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        if self.slices.0.load(Ordering::Relaxed) > self.slices_max && self.evict().is_some() {
+            self.slices.0.fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(victim)
+    }
+
+    /// Takes the next victim, wherever it is: the hand goes through a stripe, then through the next.
+    fn evict(&self) -> Option<Arc<Slice>> {
+        // Twice around, as the first time may only clear marks, and once for the part of a stripe before its hand.
+        for _ in 0..=2 * self.stripes.len() {
+            let hand = self.hand.load(Ordering::Relaxed) & (self.stripes.len() - 1);
+            if let Some(victim) = self.stripes[hand].0.lock().evict() {
+                return Some(victim);
+            }
+            // Somebody else may have moved it on already; then that counts.
+            let _ = self.hand.compare_exchange(
+                hand,
+                (hand + 1) & (self.stripes.len() - 1),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+        None
+    }
+}
+
+/// A share in a load, given back when it is dropped.
+struct Share<'a> {
+    cache: &'a TableCache,
+    key: u64,
+    load: Arc<Load>,
+    /// Not yet ended by success, after which nobody counts shares any more.
+    kept: bool,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        if self.kept {
+            self.cache.stripe(self.key).lock().leave(self.key, &self.load);
+        }
+    }
+}
+
+/// Fills `buf` from `offset`: through the synchronous door if it answers.
+async fn read<S: Storage>(storage: &S, mut buf: Buf, offset: u64) -> io::Result<Buf> {
+    match storage.try_read_at(&mut buf, offset) {
+        Some(result) => result.map(|()| buf),
+        None => storage.read_at(buf, offset).await,
+    }
+}
+
+/// Reads `len` bytes from `offset`, a multiple of `len`, from a storage that wants wider requests or shorter ones.
+async fn read_in_pieces<S: Storage>(storage: &S, offset: u64, len: u64) -> io::Result<Buf> {
+    let limits = storage.limits();
+    let alignment = u64::from(limits.request_alignment);
+    let piece = u64::from(limits.transfer_len_max).min(len.max(alignment));
+    let piece = (piece - piece % alignment).max(alignment);
+    // OK to cast: at most ENTRY_BYTES_MAX, or a u32 that the storage asks for.
+    #[allow(clippy::cast_possible_truncation)]
+    let (piece, len) = (piece as usize, len as usize);
+    let mut whole = Buf::zeroed(len);
+    let mut done = 0;
+    while done < len {
+        let at = offset + done as u64;
+        // OK to cast: less than `alignment`, a u32.
+        #[allow(clippy::cast_possible_truncation)]
+        let skip = (at % alignment) as usize;
+        let buf = Buf::aligned(piece, limits.memory_alignment as usize);
+        let buf = read(storage, buf, at - skip as u64).await?;
+        let count = (piece - skip).min(len - done);
+        whole[done..done + count].copy_from_slice(&buf[skip..skip + count]);
+        done += count;
+    }
+    Ok(whole)
+}

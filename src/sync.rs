@@ -1,0 +1,36 @@
+//! The only door to locks, events and atomics.
+//!
+//! Everything here can be exchanged in one place: the simulator puts seeded locks here, a model checker its own
+//! types. Whoever needs another primitive adds it here and nowhere else.
+//!
+//! Two kinds of locks:
+//! - [`Mutex`] is synchronous and a leaf: it is held for a bounded number of steps, never over an await, and nothing
+//!   else is locked under it unless the order stands on the struct that owns both.
+//! - [`OnceCell`] and [`Event`] are asynchronous: whoever waits on them gives its thread back. Neither reads a clock.
+
+use std::sync::{MutexGuard, PoisonError};
+
+pub(crate) use async_lock::OnceCell;
+pub(crate) use std::sync::Arc;
+pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// A synchronous lock. A panic under it does not poison it: what it guards must be whole between any two steps.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    /// Guards `value`.
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(value))
+    }
+
+    /// Waits for the lock on this thread. The wait is as long as the holder's section: see the module.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps what different threads write on different cache lines (two lines, as neighbours are fetched in pairs).
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub(crate) T);
