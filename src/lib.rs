@@ -4,6 +4,7 @@ pub mod cache;
 pub mod error;
 pub mod format;
 pub mod image;
+pub mod rt;
 pub mod storage;
 mod sync;
 pub mod timer;

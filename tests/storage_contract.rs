@@ -4,6 +4,7 @@
 //! file, with `O_DIRECT` or through io_uring stands on every storage keeping the same contract. So each claim of the
 //! contract is one test, and it runs on every storage. What is expected comes from a plain `Vec<u8>` that is changed
 //! beside the storage.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 use std::future::Future;
 use std::io;
@@ -326,6 +327,118 @@ contract!(
     boxed_in_local,
     Subject::new(LocalBoxStorage::new(BoxStorage::new(MemoryStorage::default())))
 );
+
+#[cfg(all(unix, feature = "file"))]
+mod files {
+    use cowshed::rt::{FileOptions, FileStorage};
+
+    use super::*;
+
+    /// A new file. `/tmp` may be on a file system that cannot do `O_DIRECT`; the build folder is on a disk.
+    pub(super) fn file(options: &FileOptions) -> Subject<FileStorage> {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let options = options.clone().writable(true).create(true);
+        let storage = FileStorage::open(folder.path().join("disk"), &options).unwrap();
+        Subject { storage, _keep: Some(folder) }
+    }
+
+    contract!(cached, file(&FileOptions::new()));
+    contract!(direct, file(&FileOptions::new().direct(true)));
+    contract!(boxed, {
+        let Subject { storage, _keep } = file(&FileOptions::new());
+        Subject { storage: BoxStorage::new(storage), _keep }
+    });
+
+    #[test]
+    fn cached_file_answers_at_once_and_direct_one_never() {
+        let cached = file(&FileOptions::new());
+        let direct = file(&FileOptions::new().direct(true));
+        block_on(async {
+            write(&cached.storage, &pattern(8192, 1), 0).await.unwrap();
+            write(&direct.storage, &pattern(8192, 1), 0).await.unwrap();
+        });
+        let mut bytes = vec![0; 8192];
+        let answer = cached.storage.try_read_at(&mut bytes, 4096);
+        if cfg!(target_os = "linux") {
+            answer.expect("what was just written is in the page cache").unwrap();
+            assert_eq!(bytes[..4096], pattern(8192, 1)[4096..]);
+            assert_eq!(bytes[4096..], [0; 4096], "past the end is zeros, at once");
+        }
+        assert!(direct.storage.try_read_at(&mut bytes, 0).is_none());
+    }
+
+    #[test]
+    fn discarded_and_zeroed_ranges_give_up_or_keep_their_space() {
+        use std::os::unix::fs::MetadataExt;
+        let Subject { storage, _keep } = file(&FileOptions::new());
+        block_on(async {
+            write(&storage, &pattern(1 << 20, 1), 0).await.unwrap();
+            storage.flush().await.unwrap();
+            let full = storage.file().metadata().unwrap().blocks();
+            assert!(full >= 2048, "1 MiB is 2048 blocks of 512 bytes; found {full}");
+            storage.write_zeroes(0, 1 << 19).await.unwrap();
+            storage.flush().await.unwrap();
+            assert!(storage.file().metadata().unwrap().blocks() >= full, "zeroing keeps the space");
+            storage.discard(0, 1 << 19).await.unwrap();
+            storage.flush().await.unwrap();
+            let left = storage.file().metadata().unwrap().blocks();
+            assert!(left <= full - 1000, "a hole of 1024 blocks left {left} of {full}");
+            let extent = storage.extent_at(0, 1 << 20).await.unwrap();
+            assert_eq!((extent.kind, extent.len), (StorageExtentKind::Hole, 1 << 19));
+            let extent = storage.extent_at(1 << 19, 1 << 20).await.unwrap();
+            assert_eq!((extent.kind, extent.len), (StorageExtentKind::Data, 1 << 19));
+        });
+    }
+
+    #[test]
+    fn file_open_for_reading_refuses_every_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, b"bytes").unwrap();
+        let storage = FileStorage::open(&path, &FileOptions::new()).unwrap();
+        block_on(async {
+            let denied = io::ErrorKind::PermissionDenied;
+            assert_eq!(write(&storage, b"x", 0).await.unwrap_err().kind(), denied);
+            assert_eq!(storage.write_zeroes(0, 1).await.unwrap_err().kind(), denied);
+            assert_eq!(storage.discard(0, 1).await.unwrap_err().kind(), denied);
+            assert_eq!(storage.set_len(0).await.unwrap_err().kind(), denied);
+            storage.flush().await.unwrap();
+        });
+        assert_eq!(std::fs::read(&path).unwrap(), b"bytes");
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_nothing_hangs() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        for path in [&*fifo, folder.path(), "/dev/zero".as_ref(), "/dev/null".as_ref()] {
+            for writable in [false, true] {
+                let options = FileOptions::new().writable(writable).block_device(true);
+                let error = FileStorage::open(path, &options).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}");
+                // QEMU's text.
+                let text =
+                    format!("'file' driver requires '{}' to be a regular file", path.display());
+                assert_eq!(error.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn same_file_has_the_same_identity_under_every_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two, other] = ["one", "two", "other"].map(|name| folder.path().join(name));
+        std::fs::write(&one, b"").unwrap();
+        std::fs::hard_link(&one, &two).unwrap();
+        std::fs::write(&other, b"").unwrap();
+        let [one, two, other] = [one, two, other]
+            .map(|path| FileStorage::open(path, &FileOptions::new()).unwrap().identity());
+        assert_eq!(one, two);
+        assert_ne!(one, other);
+    }
+}
 
 /// The rule that lets generic code spawn: the futures of a `SendStorage` are `Send`, through every wrapper.
 #[test]

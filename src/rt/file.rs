@@ -1,0 +1,393 @@
+//! A file or block device as storage, on any executor.
+//!
+//! What is in the page cache is read where it is asked for, without waiting; the rest goes through the `blocking`
+//! crate's pool of threads. Requests own their buffers, so a dropped future leaves at most a thread that finishes what
+//! it began; a flush waits for the changes among those.
+
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use blocking::{Task, unblock};
+use rustix::fs::OFlags;
+
+use super::lock::{self, LockMode};
+use super::posix::{self, AtOnce};
+use crate::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
+
+/// How a file is opened. The default: for reading, through the page cache, locked as QEMU's qcow2 driver locks.
+#[derive(Debug, Clone, Default)]
+pub struct FileOptions {
+    writable: bool,
+    direct: bool,
+    lock: LockMode,
+    block_device: bool,
+    create: bool,
+    truncate: bool,
+}
+
+impl FileOptions {
+    /// The default.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether the file may be changed.
+    #[must_use]
+    pub fn writable(mut self, writable: bool) -> Self {
+        self.writable = writable;
+        self
+    }
+
+    /// Whether to go around the page cache (`O_DIRECT`). The storage's limits then ask for aligned requests.
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
+    /// Which locks to take.
+    #[must_use]
+    pub fn lock(mut self, lock: LockMode) -> Self {
+        self.lock = lock;
+        self
+    }
+
+    /// Whether a block device will do, not only a regular file.
+    #[must_use]
+    pub fn block_device(mut self, block_device: bool) -> Self {
+        self.block_device = block_device;
+        self
+    }
+
+    /// Whether to create the file if there is none. Asks for [`Self::writable`].
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Whether to make a regular file empty, after its locks are taken. Asks for [`Self::writable`].
+    #[must_use]
+    pub fn truncate(mut self, truncate: bool) -> Self {
+        self.truncate = truncate;
+        self
+    }
+
+    /// The flags of an open call: one that neither waits for the other end of a FIFO nor takes a terminal.
+    fn open_flags(&self) -> OFlags {
+        let mut flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        if self.direct {
+            flags |= direct_flag();
+        }
+        flags
+    }
+}
+
+/// A file as storage. Clones are the same storage.
+#[derive(Debug, Clone)]
+pub struct FileStorage {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    path: PathBuf,
+    writable: bool,
+    limits: StorageLimits,
+    identity: (u64, u64),
+    /// Reads can be answered from the page cache. Cleared for good when the file system says it cannot.
+    at_once: AtomicBool,
+    /// Discards do something. Cleared for good when the file system says it cannot.
+    discards: AtomicBool,
+    /// Changes that were dropped while a thread was at them, since the last flush.
+    dropped: Mutex<Vec<Change>>,
+    /// The same, being waited for by flushes, which take turns at it.
+    settling: async_lock::Mutex<Vec<Change>>,
+}
+
+/// A change of the file on a thread of the pool.
+type Change = Task<io::Result<Buf>>;
+
+impl FileStorage {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// What the system says; [`io::ErrorKind::InvalidInput`] if it is not a regular file (nor an allowed block device);
+    /// [`io::ErrorKind::ResourceBusy`] with a [`LockError`](super::LockError) if it is locked.
+    pub fn open(path: impl AsRef<Path>, options: &FileOptions) -> io::Result<Self> {
+        let path = path.as_ref();
+        // Looking first means that a device which acts on being opened is not opened; what counts is the second look,
+        // at what was opened.
+        match std::fs::metadata(path) {
+            Ok(metadata) => check_kind(metadata.file_type(), path, options)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && options.create => {}
+            Err(error) => return Err(error),
+        }
+        let flags = options.open_flags();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(options.writable)
+            .create(options.create)
+            // Only under the lock.
+            .truncate(false)
+            // OK to cast: the flags are bits.
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)?;
+        Self::from_file(file, path, options)
+    }
+
+    /// Takes over a file that is open, with the options' access and directness; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_file(
+        file: File,
+        path: impl Into<PathBuf>,
+        options: &FileOptions,
+    ) -> io::Result<Self> {
+        let path = path.into();
+        let metadata = file.metadata()?;
+        check_kind(metadata.file_type(), &path, options)?;
+        // O_NONBLOCK was for the opening; on a file it only keeps io_uring from waiting.
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        if flags.contains(OFlags::NONBLOCK) {
+            rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+        }
+        lock::take(&file, &path, options.lock, options.writable)?;
+        if options.truncate && metadata.file_type().is_file() {
+            file.set_len(0)?;
+        }
+        let mut limits = StorageLimits { requests_in_flight: 32, ..StorageLimits::default() };
+        if options.direct {
+            (limits.request_alignment, limits.memory_alignment) = posix::direct_alignment(&file)?;
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                file,
+                path,
+                writable: options.writable,
+                limits,
+                identity: (metadata.dev(), metadata.ino()),
+                at_once: AtomicBool::new(!options.direct),
+                discards: AtomicBool::new(true),
+                dropped: Mutex::default(),
+                settling: async_lock::Mutex::default(),
+            }),
+        })
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// What tells whether two paths are the same file: device and inode.
+    #[must_use]
+    pub fn identity(&self) -> (u64, u64) {
+        self.inner.identity
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.inner.file
+    }
+
+    /// Changes the file on a thread of the pool.
+    fn change(
+        &self,
+        change: impl FnOnce(&Inner) -> io::Result<Buf> + Send + 'static,
+    ) -> impl Future<Output = io::Result<Buf>> + Send {
+        let task = match self.inner.check_writable() {
+            Ok(()) => {
+                let inner = Arc::clone(&self.inner);
+                Ok(unblock(move || change(&inner)))
+            }
+            Err(error) => Err(error),
+        };
+        async move { Running { inner: &self.inner, task: Some(task?) }.await }
+    }
+
+    /// Waits for the changes that were dropped before now. After it none of them can land any more.
+    async fn settle(&self) {
+        let inner = &self.inner;
+        // Cancel: what is still running stays in the list for the next flush.
+        let mut settling = inner.settling.lock().await;
+        settling.append(&mut inner.dropped());
+        while let Some(change) = settling.last_mut() {
+            // A dropped change has no one to tell.
+            let _ = change.await;
+            settling.pop();
+        }
+    }
+}
+
+impl SendStorage for FileStorage {
+    async fn read_at(&self, mut buf: Buf, offset: u64) -> io::Result<Buf> {
+        let inner = Arc::clone(&self.inner);
+        // Cancel: the thread owns the buffer.
+        unblock(move || {
+            posix::read_at(&inner.file, &mut buf, offset, inner.limits.request_alignment)?;
+            Ok(buf)
+        })
+        .await
+    }
+
+    async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
+        self.change(move |inner| {
+            posix::write_at(&inner.file, &buf, offset)?;
+            Ok(buf)
+        })
+        .await
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.change(move |inner| {
+            let limits = &inner.limits;
+            let (unit, memory) = (limits.request_alignment, limits.memory_alignment);
+            posix::write_zeroes(&inner.file, offset, len, unit, memory)?;
+            Ok(Buf::default())
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.check_writable()?;
+        if !self.inner.discards.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.change(move |inner| {
+            if !posix::punch_hole(&inner.file, offset, len)? {
+                inner.discards.store(false, Ordering::Relaxed);
+            }
+            Ok(Buf::default())
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        if !self.inner.writable {
+            return Ok(());
+        }
+        self.settle().await;
+        let inner = Arc::clone(&self.inner);
+        unblock(move || inner.file.sync_data()).await
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        posix::len_bytes(&self.inner.file)
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(move |inner| {
+            inner.file.set_len(len)?;
+            Ok(Buf::default())
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn extent_at(&self, offset: u64, len: u64) -> io::Result<StorageExtent> {
+        let inner = Arc::clone(&self.inner);
+        unblock(move || posix::extent_at(&inner.file, offset, len)).await
+    }
+
+    fn limits(&self) -> StorageLimits {
+        self.inner.limits
+    }
+
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
+        let inner = &*self.inner;
+        if !inner.at_once.load(Ordering::Relaxed) {
+            return None;
+        }
+        match posix::try_read_at(&inner.file, buf, offset) {
+            Ok(AtOnce::Read) => Some(Ok(())),
+            Ok(AtOnce::Wait) => None,
+            Ok(AtOnce::Never) => {
+                inner.at_once.store(false, Ordering::Relaxed);
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl Inner {
+    fn check_writable(&self) -> io::Result<()> {
+        match self.writable {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("'{}' is open for reading only", self.path.display()),
+            )),
+        }
+    }
+
+    fn dropped(&self) -> std::sync::MutexGuard<'_, Vec<Change>> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A change that someone waits for; dropping it hands the task over to the next flush.
+struct Running<'a> {
+    inner: &'a Inner,
+    task: Option<Change>,
+}
+
+impl Future for Running<'_> {
+    type Output = io::Result<Buf>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(task) = &mut self.task else {
+            return Poll::Ready(Err(io::Error::other("polled after completion")));
+        };
+        let result = std::task::ready!(Pin::new(task).poll(context));
+        self.task = None;
+        Poll::Ready(result)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            let mut dropped = self.inner.dropped();
+            dropped.retain(|task| !task.is_finished());
+            dropped.push(task);
+        }
+    }
+}
+
+/// Nothing is opened but what its bytes can be read of at offsets, and nothing that was not asked for.
+fn check_kind(kind: std::fs::FileType, path: &Path, options: &FileOptions) -> io::Result<()> {
+    if kind.is_file() || (options.block_device && kind.is_block_device()) {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("'file' driver requires '{}' to be a regular file", path.display()),
+    ))
+}
+
+#[cfg(target_os = "linux")]
+fn direct_flag() -> OFlags {
+    OFlags::DIRECT
+}
+
+/// Refused later, by the alignment that is not known.
+#[cfg(not(target_os = "linux"))]
+fn direct_flag() -> OFlags {
+    OFlags::empty()
+}
