@@ -7,12 +7,14 @@
 //! This module must not know how anything is read: it stands above every layer.
 
 mod corrupt;
+mod place;
 mod unsupported;
 
 use std::io;
 
 pub use corrupt::Corrupt;
-pub(crate) use corrupt::{CorruptKind, Structure};
+pub(crate) use corrupt::CorruptKind;
+pub(crate) use place::Structure;
 pub use unsupported::Unsupported;
 pub(crate) use unsupported::UnsupportedKind;
 
@@ -124,37 +126,3 @@ impl From<Error> for io::Error {
         Self::new(kind, error)
     }
 }
-
-/// Defines an enum of kinds with, for each, its code, its fields and its message, so that none can be forgotten.
-macro_rules! kinds {
-    ($(#[$meta:meta])* $name:ident {
-        $($(#[$variant_meta:meta])* $code:literal $variant:ident $({ $($field:ident: $type:ty),* })? => $message:literal,)*
-    }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, PartialEq, Eq)]
-        pub(crate) enum $name {
-            $($(#[$variant_meta])* $variant $({ $($field: $type),* })?,)*
-        }
-
-        impl $name {
-            /// Every code, in the order of the definition.
-            pub(crate) const CODES: &'static [&'static str] = &[$($code),*];
-
-            /// The kind's name in kebab case.
-            pub(crate) fn code(&self) -> &'static str {
-                match self {
-                    $(Self::$variant $({ $($field: _),* })? => $code,)*
-                }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                match self {
-                    $(Self::$variant $({ $($field),* })? => write!(f, $message),)*
-                }
-            }
-        }
-    };
-}
-use kinds;

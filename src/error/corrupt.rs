@@ -1,112 +1,74 @@
 //! What is wrong with an image: one kind for each check.
 
-use std::fmt;
-
-use super::kinds;
-
-/// A rule of the format that an image breaks: where, which value, which rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Corrupt(Box<Inner>);
-
-impl Corrupt {
-    /// Every code that [`Corrupt::code`] can return.
-    pub const CODES: &'static [&'static str] = CorruptKind::CODES;
-
-    /// Returns the name of the check that failed, in kebab case: "l2-entry-unaligned". It is stable.
-    pub fn code(&self) -> &'static str {
-        self.0.kind.code()
-    }
-
-    /// Returns the structure in which it was found: "header", "L2 table", "snapshot table"...
-    pub fn structure(&self) -> &'static str {
-        self.0.structure.name()
-    }
-
-    /// Returns the byte offset in the image file: of the field in the header, else of the table or block that holds the
-    /// entry.
-    pub fn offset(&self) -> Option<u64> {
-        self.0.offset
-    }
-
-    /// Returns the index of the entry in its table.
-    pub fn index(&self) -> Option<u64> {
-        self.0.index
-    }
-
-    pub(crate) fn new(kind: CorruptKind, structure: Structure) -> Self {
-        Self(Box::new(Inner { kind, structure, index: None, offset: None }))
-    }
-
-    /// Says where: the byte offset in the image file.
-    pub(crate) fn at(mut self, offset: u64) -> Self {
-        self.0.offset = Some(offset);
-        self
-    }
-
-    /// Says which entry of the table.
-    pub(crate) fn entry(mut self, index: u64) -> Self {
-        self.0.index = Some(index);
-        self
-    }
-}
-
-impl fmt::Display for Corrupt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, structure, index, offset } = &*self.0;
-        match index {
-            Some(index) => write!(f, "{} {index}", structure.entry_name())?,
-            None => f.write_str(structure.name())?,
-        }
-        if let Some(offset) = offset {
-            write!(f, " at {offset:#x}")?;
-        }
-        write!(f, ": {kind}")
-    }
-}
-
-impl std::error::Error for Corrupt {}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Inner {
-    kind: CorruptKind,
-    structure: Structure,
-    index: Option<u64>,
-    offset: Option<u64>,
-}
-
-/// The structures of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Structure {
-    Header,
-    L1Table,
-    L2Table,
-}
-
-impl Structure {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Header => "header",
-            Self::L1Table => "L1 table",
-            Self::L2Table => "L2 table",
-        }
-    }
-
-    fn entry_name(self) -> &'static str {
-        match self {
-            Self::Header => "header field",
-            Self::L1Table => "L1 entry",
-            Self::L2Table => "L2 entry",
-        }
-    }
-}
+use super::place::{Placed, Structure, kinds};
 
 kinds! {
+    /// A rule of the format that an image breaks: where, which value, which rule.
+    pub Corrupt
     /// One kind for each check.
     CorruptKind {
-        "cluster-bits-too-small" ClusterBitsTooSmall { value: u32, min: u32 } => "cluster_bits {value} is less than {min}",
+        "header-truncated" HeaderTruncated { len: u64, needed: u64 } =>
+            "file ends after {len} bytes, {needed} are needed",
+        "cluster-bits-too-small" ClusterBitsTooSmall { value: u32, min: u32 } =>
+            "cluster_bits {value} is less than {min}",
         "extended-l2-cluster-bits" ExtendedL2ClusterBits { value: u32, min: u32 } =>
             "cluster_bits {value} is less than {min}, which extended L2 entries need",
         "refcount-order" RefcountOrder { value: u32, max: u32 } => "refcount_order {value} is greater than {max}",
+        "header-length-too-small" HeaderLengthTooSmall { value: u32, min: u32 } =>
+            "header_length {value} is less than {min}",
+        "header-length-exceeds-cluster" HeaderLengthExceedsCluster { value: u32, cluster_size: u64 } =>
+            "header_length {value} exceeds the cluster size {cluster_size}",
+        "header-length-unaligned" HeaderLengthUnaligned { value: u32 } =>
+            "header_length {value} is not a multiple of 8",
+        "header-padding" HeaderPadding { padding: u64 } =>
+            "padding {padding:#x} is not zero",
+        "backing-file-offset" BackingFileOffset { offset: u64, max: u64 } =>
+            "backing file name's offset {offset:#x} is beyond the first cluster, which ends at {max:#x}",
+        "backing-file-name-too-long" BackingFileNameTooLong { len: u32, max: u64 } =>
+            "backing file name of {len} bytes is longer than {max}",
+        "compression-bit-set" CompressionBitSet =>
+            "compression type incompatible feature bit must not be set for compression_type 0",
+        "compression-bit-missing" CompressionBitMissing { value: u8 } =>
+            "compression type incompatible feature bit must be set for compression_type {value}",
+        "data-file-raw-without-data-file" DataFileRawWithoutDataFile =>
+            "data-file-raw autoclear bit requires the data file incompatible bit",
+        "refcount-table-missing" RefcountTableMissing => "image does not contain a refcount table",
+        "refcount-table-unaligned" RefcountTableUnaligned { offset: u64, alignment: u64 } =>
+            "refcount table offset {offset:#x} is not aligned to {alignment:#x}",
+        "refcount-table-overflow" RefcountTableOverflow { offset: u64, len: u64 } =>
+            "refcount table of {len:#x} bytes at {offset:#x} ends beyond 2^63",
+        "snapshot-table-unaligned" SnapshotTableUnaligned { offset: u64, alignment: u64 } =>
+            "snapshot table offset {offset:#x} is not aligned to {alignment:#x}",
+        "snapshot-table-overflow" SnapshotTableOverflow { offset: u64, len: u64 } =>
+            "snapshot table of at least {len:#x} bytes at {offset:#x} ends beyond 2^63",
+        "l1-table-unaligned" L1TableUnaligned { offset: u64, alignment: u64 } =>
+            "L1 table offset {offset:#x} is not aligned to {alignment:#x}",
+        "l1-table-overflow" L1TableOverflow { offset: u64, len: u64 } =>
+            "L1 table of {len:#x} bytes at {offset:#x} ends beyond 2^63",
+        "l1-table-too-small" L1TableTooSmall { entries: u32, needed: u64 } =>
+            "L1 table is too small: {entries} entries, the disk's size needs {needed}",
+        "l1-table-past-end" L1TablePastEnd { offset: u64, len: u64, file_len: u64 } =>
+            "L1 table of {len:#x} bytes at {offset:#x} ends past the end of the file at {file_len:#x}",
+        "extension-truncated" ExtensionTruncated { end: u64 } =>
+            "header extension too large: 8 bytes for type and length do not fit before {end:#x}",
+        "extension-too-large" ExtensionTooLarge { len: u32, end: u64 } =>
+            "header extension too large: {len:#x} bytes do not fit before {end:#x}",
+        "extension-duplicate" ExtensionDuplicate { kind: u32 } => "type {kind:#010x} appears more than once",
+        "crypto-extension-unexpected" CryptoExtensionUnexpected { method: u32 } =>
+            "crypto header extension is only expected with the LUKS encryption method, not with crypt_method {method}",
+        "crypto-extension-length" CryptoExtensionLength { len: u32 } =>
+            "crypto header extension has {len} bytes, not 16",
+        "crypto-extension-missing" CryptoExtensionMissing => "crypt_method 2 needs a crypto header extension",
+        "crypto-header-unaligned" CryptoHeaderUnaligned { offset: u64, alignment: u64 } =>
+            "crypto header offset {offset:#x} is not aligned to {alignment:#x}",
+        "bitmaps-extension-length" BitmapsExtensionLength { len: u32 } =>
+            "bitmaps extension has {len} bytes, not 24",
+        "bitmaps-extension-missing" BitmapsExtensionMissing =>
+            "bitmaps autoclear bit is set without a bitmaps extension",
+        "bitmaps-reserved" BitmapsReserved { value: u32 } => "reserved field {value:#x} of the bitmaps extension is not zero",
+        "bitmaps-none" BitmapsNone => "bitmaps extension has zero bitmaps",
+        "bitmap-directory-unaligned" BitmapDirectoryUnaligned { offset: u64, alignment: u64 } =>
+            "bitmap directory offset {offset:#x} is not aligned to {alignment:#x}",
         "l1-entry-unaligned" L1EntryUnaligned { offset: u64, alignment: u64 } =>
             "L2 table offset {offset:#x} is not aligned to {alignment:#x}",
         "l2-entry-unaligned" L2EntryUnaligned { offset: u64, alignment: u64 } =>

@@ -1,41 +1,30 @@
 //! What an image needs and this crate does not have: one kind for each.
 
-use std::fmt;
-
-use super::kinds;
-
-/// Something that an image needs and this crate does not have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unsupported(Box<UnsupportedKind>);
-
-impl Unsupported {
-    /// Every code that [`Unsupported::code`] can return.
-    pub const CODES: &'static [&'static str] = UnsupportedKind::CODES;
-
-    /// Returns the name of what is not supported, in kebab case: "incompatible-features". It is stable.
-    pub fn code(&self) -> &'static str {
-        self.0.code()
-    }
-}
-
-impl fmt::Display for Unsupported {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Unsupported {}
-
-impl From<UnsupportedKind> for Unsupported {
-    fn from(kind: UnsupportedKind) -> Self {
-        Self(Box::new(kind))
-    }
-}
+use super::place::{Placed, Structure, kinds};
 
 kinds! {
+    /// Something that an image needs and this crate does not have. The image may be valid.
+    pub Unsupported
     /// One kind for each thing.
     UnsupportedKind {
-        "cluster-bits" ClusterBits { value: u32, max: u32 } =>
-            "header: cluster_bits {value} is greater than {max}",
+        "not-qcow2" NotQcow2 => "image is not in qcow2 format",
+        "version" Version { value: u32 } => "Unsupported qcow2 version {value}",
+        "cluster-bits" ClusterBits { value: u32, max: u32 } => "cluster_bits {value} is greater than {max}",
+        "incompatible-features" IncompatibleFeatures { names: String } => "Unsupported qcow2 feature(s): {names}",
+        "compression-type" CompressionType { value: u8 } => "unknown compression type: {value}",
+        "crypt-method" CryptMethod { value: u32 } => "unknown encryption method: {value}",
+        "l1-table-too-large" L1TableTooLarge { len: u64, max: u64 } =>
+            "L1 table of {len:#x} bytes is too large: the limit is {max:#x}",
+        "refcount-table-too-large" RefcountTableTooLarge { len: u64, max: u64 } =>
+            "refcount table of {len:#x} bytes is too large: the limit is {max:#x}",
+        "snapshots-too-many" SnapshotsTooMany { count: u32, max: u32 } =>
+            "snapshot table of {count} snapshots is too large: the limit is {max}",
+        "image-too-big" ImageTooBig { size: u64 } => "image is too big: {size} bytes",
+        "backing-format-too-long" BackingFormatTooLong { len: u32, max: u32 } =>
+            "backing format name of {len} bytes is longer than {max}",
+        "bitmaps-too-many" BitmapsTooMany { count: u32, max: u32 } =>
+            "bitmaps extension has {count} bitmaps: the limit is {max}",
+        "bitmap-directory-too-large" BitmapDirectoryTooLarge { len: u64, max: u64 } =>
+            "bitmap directory of {len:#x} bytes is too large: the limit is {max:#x}",
     }
 }

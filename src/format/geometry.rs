@@ -39,7 +39,7 @@ impl Geometry {
         }
         if cluster_bits > CLUSTER_BITS_MAX {
             let kind = UnsupportedKind::ClusterBits { value: cluster_bits, max: CLUSTER_BITS_MAX };
-            return Err(Unsupported::from(kind).into());
+            return Err(Unsupported::new(kind, Structure::Header).at(CLUSTER_BITS_AT).into());
         }
         if extended_l2 && cluster_bits < CLUSTER_BITS_MIN_EXTENDED_L2 {
             let kind = CorruptKind::ExtendedL2ClusterBits {

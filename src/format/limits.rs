@@ -33,5 +33,11 @@ pub const BITMAP_NAME_LEN_MAX: u16 = 1023;
 pub const BITMAP_GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
 /// Greatest length of the backing file's name.
 pub const BACKING_NAME_LEN_BYTES_MAX: u32 = 1023;
+/// Greatest length of the backing file's format.
+pub const BACKING_FORMAT_LEN_BYTES_MAX: u32 = 15;
+/// Greatest number of L1 entries that a disk's size may ask for.
+pub const L1_ENTRIES_MAX: u64 = 0x7fff_ffff;
+/// Tables end at or before this: QEMU's offsets have 63 bits.
+pub const TABLE_END_MAX: u64 = (1 << 63) - 1;
 /// Host offsets of clusters lie below this: L1 and L2 entries have bits 9 to 55 for them.
 pub const HOST_OFFSET_MAX: u64 = 1 << 56;

@@ -12,16 +12,21 @@
 //! All numbers are big-endian. Spec: qcow2 (docs/interop/qcow2.rst in QEMU's tree).
 
 mod addr;
+mod bytes;
+mod extension;
 pub mod feature;
 mod geometry;
+mod header;
 mod l1;
 mod l2;
 pub mod limits;
 mod subcluster;
 
 pub use addr::{GuestOffset, HostOffset};
+pub use extension::{BitmapsExtension, CryptoHeader, Extension};
 pub use feature::{Autoclear, Compatible, Incompatible, Version};
 pub use geometry::Geometry;
+pub use header::{Compression, CryptMethod, Header};
 pub use l1::L1Entry;
 pub use l2::{ClusterKind, CompressedCluster, L2Context, L2Entry, L2Fault};
 pub use subcluster::SubclusterKind;
