@@ -6,6 +6,8 @@
 //! beside the storage.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+#![cfg(not(target_family = "wasm"))]
+
 use std::future::Future;
 use std::io;
 use std::task::{Context, Waker};
