@@ -150,6 +150,12 @@ impl<T: Payload> Window<T> {
         }
         stream.ahead = stream.ahead.max(stream.next);
         let Stream { next, mut ahead, window, .. } = *stream;
+        // What the reader has left behind goes first; what was fetched ahead of it has not been used yet and must not.
+        if let Some((_, segment)) = self.segments.range_mut(..range.start).next_back()
+            && segment.end <= range.start
+        {
+            segment.used = 0;
+        }
         while let Some((_, segment)) =
             self.segments.range(..=ahead).next_back().filter(|(_, s)| ahead < s.end)
         {
