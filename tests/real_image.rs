@@ -1,0 +1,41 @@
+//! The real disk: GPT, an EFI partition and an ext4 root with a Debian tree, compressed, snapshotted, written to since.
+//!
+//! Built by the same code as the demonstration, once for the target folder, and never changed by a test.
+
+#[path = "../xtask/src/real_image.rs"]
+mod real_image;
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use support::qemu;
+
+/// Returns the image's folder and name.
+fn image() -> (PathBuf, String) {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    let path = IMAGE.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let path = folder.join(format!("real-{}.qcow2", real_image::VERSION));
+        if !path.exists() {
+            let cache = folder.join("cache");
+            real_image::build(&path, &cache)
+                .unwrap_or_else(|error| panic!("cannot build the real image: {error}"));
+        }
+        path
+    });
+    (path.parent().unwrap().to_owned(), path.file_name().unwrap().to_str().unwrap().to_owned())
+}
+
+#[test]
+fn real_image_is_a_disk_that_qemu_finds_sound() {
+    let (dir, name) = image();
+    qemu::img(&dir, ["check", "-q", &name]);
+    let disk = qemu::raw_bytes(&dir, &["-f", "qcow2"], &name);
+    assert_eq!(&disk[512..520], b"EFI PART");
+    // The superblock of ext4, 1 KiB into the second partition.
+    assert_eq!(disk[(41 << 20) + 1024 + 0x38..][..2], [0x53, 0xef]);
+    let fresh = support::images::snapshot_bytes(&dir, &name, "fresh-install");
+    let later = support::images::snapshot_bytes(&dir, &name, "before-upgrade");
+    assert!(fresh != later && later != disk);
+}

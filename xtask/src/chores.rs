@@ -1,0 +1,149 @@
+//! The chores that a newcomer meets: the demonstration and the tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::process::{cargo, command, run, step};
+use crate::{Result, fuzz, paths, real_image, setup};
+
+/// Shows an image: by the command here, by the page in a browser.
+pub(crate) fn demo(image: Option<&Path>, port: u16, serve: bool) -> Result<()> {
+    // Named relatively to where the person is, and used from elsewhere.
+    let image = match image {
+        Some(image) => {
+            image.canonicalize().map_err(|error| format!("{}: {error}", image.display()))?
+        }
+        None => demo_image()?,
+    };
+    setup::page_tools()?;
+    step("build the command", || run(cargo().args(["build", "--release", "--bin", "cowshed"])))?;
+    package()?;
+    page()?;
+
+    let cowshed = paths::target().join("release/cowshed");
+    for (verb, fails) in
+        [("info", false), ("verdict", true), ("check", true), ("snapshot -l", false)]
+    {
+        step(&format!("cowshed {verb} {}", image.display()), || {
+            let mut show = command(&cowshed);
+            // A verdict or a check that finds something says so by its exit code: it is shown all the same.
+            match run(show.args(verb.split(' ')).arg(&image)) {
+                Err(error) if fails => {
+                    println!("    {error}");
+                    Ok(())
+                }
+                result => result,
+            }
+        })?;
+    }
+    println!(
+        "\nThe command is {}: try `cowshed map`, `cowshed read` and `cowshed help`.",
+        cowshed.display()
+    );
+    if !serve {
+        return Ok(());
+    }
+    println!(
+        "Open the address below in a browser; Ctrl-C ends it. You can drop any other image on the page.\n"
+    );
+    let mut server = command("node");
+    server.args(["www/scripts/serve.mjs", "--port", &port.to_string(), "--image"]).arg(&image);
+    run(&mut server)
+}
+
+/// Runs every test there is.
+pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
+    setup::image_tools()?;
+    if browser {
+        setup::page_tools()?;
+        setup::browser()?;
+    }
+    if fuzz {
+        setup::fuzz_tools()?;
+    }
+    let mut ran = Vec::new();
+    if engine {
+        step("test the engine, the command and the documentation", || {
+            run(cargo().args(["test", "--workspace", "--all-features"]))
+        })?;
+        ran.push("engine, command, documentation");
+    }
+    if browser {
+        step("test the engine in Chromium", wasm_tests)?;
+        package()?;
+        page()?;
+        step("test the page in Chromium", || {
+            run(command("npm").current_dir(www()).args(["test", "--silent"]))
+        })?;
+        ran.push("engine in Chromium, page");
+    }
+    if fuzz {
+        fuzz::run(10, None)?;
+        ran.push("fuzz targets");
+    }
+    println!("\nEverything passed: {}.", ran.join("; "));
+    Ok(())
+}
+
+/// Builds the npm package into `pkg/`.
+pub(crate) fn package() -> Result<()> {
+    step("build the npm package", || {
+        let readme = paths::root().join("pkg/README.md");
+        let tracked =
+            fs::read(&readme).map_err(|error| format!("{}: {error}", readme.display()))?;
+        let built = run(command(wasm_pack()?).env("PATH", setup::wasm_path()?).args([
+            "build",
+            "--mode",
+            "no-install",
+            "--target",
+            "web",
+            "--release",
+            "--no-default-features",
+            "--features",
+            "browser",
+        ]));
+        // wasm-pack puts the project's README there; the package has its own.
+        fs::write(&readme, tracked)?;
+        built
+    })
+}
+
+/// Builds the page into `www/dist/`.
+fn page() -> Result<()> {
+    step("build the page", || {
+        run(command("npm").current_dir(www()).args(["run", "--silent", "build"]))
+    })
+}
+
+fn wasm_tests() -> Result<()> {
+    let driver = paths::program("chromedriver").ok_or("chromedriver is not installed")?;
+    run(command(wasm_pack()?)
+        .env("PATH", setup::wasm_path()?)
+        .args(["test", "--mode", "no-install", "--headless", "--chrome", "--chromedriver"])
+        .arg(driver)
+        .args(["--no-default-features", "--features", "browser"]))
+}
+
+/// The demonstration image, built once for each clone and version of its builder.
+fn demo_image() -> Result<PathBuf> {
+    let image = paths::target().join("demo").join(format!("debian-{}.qcow2", real_image::VERSION));
+    if !image.exists() {
+        setup::image_tools()?;
+        step("build a Debian disk to look at", || {
+            Ok(real_image::build(&image, &paths::cache()?)?)
+        })?;
+    }
+    Ok(image.canonicalize()?)
+}
+
+fn wasm_pack() -> Result<PathBuf> {
+    let path = setup::wasm_path()?;
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join("wasm-pack"))
+        .find(|file| file.is_file());
+    Ok(found.ok_or("wasm-pack is not installed")?)
+}
+
+fn www() -> PathBuf {
+    paths::root().join("www")
+}
