@@ -85,5 +85,11 @@ kinds! {
             "subclusters {bits:#010x} are allocated, but the host offset is 0",
         "data-file-offset" DataFileOffset { host: u64, guest: u64 } =>
             "host offset {host:#x} in the data file is not the guest offset {guest:#x}",
+        "refcount-block-unaligned" RefcountBlockUnaligned { offset: u64, alignment: u64 } =>
+            "refcount block offset {offset:#x} is not aligned to {alignment:#x}",
+        "snapshot-l1-table-unaligned" SnapshotL1TableUnaligned { offset: u64, alignment: u64 } =>
+            "L1 table offset {offset:#x} is not aligned to {alignment:#x}",
+        "snapshot-l1-table-overflow" SnapshotL1TableOverflow { offset: u64, len: u64 } =>
+            "L1 table of {len:#x} bytes at {offset:#x} ends beyond 2^63",
     }
 }

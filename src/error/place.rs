@@ -57,7 +57,6 @@ structures! {
     L2Table = "L2 table", "L2 entry";
     RefcountTable = "refcount table", "refcount table entry";
     SnapshotTable = "snapshot table", "snapshot";
-    SnapshotL1Table = "snapshot L1 table", "snapshot L1 table of snapshot";
     BitmapDirectory = "bitmap directory", "bitmap directory entry";
     BitmapTable = "bitmap table", "bitmap table entry";
     CryptoHeader = "crypto header", "key slot";

@@ -26,5 +26,11 @@ kinds! {
             "bitmaps extension has {count} bitmaps: the limit is {max}",
         "bitmap-directory-too-large" BitmapDirectoryTooLarge { len: u64, max: u64 } =>
             "bitmap directory of {len:#x} bytes is too large: the limit is {max:#x}",
+        "snapshot-table-too-large" SnapshotTableTooLarge { len: u64, max: u64 } =>
+            "{len:#x} bytes are too large: the limit is {max:#x}",
+        "snapshot-extra-too-large" SnapshotExtraTooLarge { len: u32, max: u32 } =>
+            "extra data of {len} bytes is too large: the limit is {max}",
+        "snapshot-l1-table-too-large" SnapshotL1TableTooLarge { len: u64, max: u64 } =>
+            "L1 table of {len:#x} bytes is too large: the limit is {max:#x}",
     }
 }

@@ -20,6 +20,8 @@ mod header;
 mod l1;
 mod l2;
 pub mod limits;
+pub mod refcount;
+mod snapshot;
 mod subcluster;
 
 pub use addr::{GuestOffset, HostOffset};
@@ -29,4 +31,6 @@ pub use geometry::Geometry;
 pub use header::{Compression, CryptMethod, Header};
 pub use l1::L1Entry;
 pub use l2::{ClusterKind, CompressedCluster, L2Context, L2Entry, L2Fault};
+pub use refcount::RefcountTableEntry;
+pub use snapshot::{Parsed, Snapshot, SnapshotTable};
 pub use subcluster::SubclusterKind;
