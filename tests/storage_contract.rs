@@ -5,7 +5,6 @@
 //! contract is one test, and it runs on every storage. What is expected comes from a plain `Vec<u8>` that is changed
 //! beside the storage.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
-
 #![cfg(not(target_family = "wasm"))]
 
 use std::future::Future;

@@ -91,5 +91,28 @@ kinds! {
             "L1 table offset {offset:#x} is not aligned to {alignment:#x}",
         "snapshot-l1-table-overflow" SnapshotL1TableOverflow { offset: u64, len: u64 } =>
             "L1 table of {len:#x} bytes at {offset:#x} ends beyond 2^63",
+        "bitmap-directory-truncated" BitmapDirectoryTruncated { len: u64, needed: u64 } =>
+            "directory ends after {len} bytes of the entry, which has {needed}",
+        "bitmaps-more-than-count" BitmapsMoreThanCount { count: u64 } =>
+            "more bitmaps found than the {count} that the header extension tells of",
+        "bitmaps-fewer-than-count" BitmapsFewerThanCount { found: u64, count: u64 } =>
+            "{found} bitmaps found, fewer than the {count} that the header extension tells of",
+        "bitmap-duplicate" BitmapDuplicate { name: String } => "name {name:?} is not unique",
+        "bitmap-table-empty" BitmapTableEmpty => "bitmap table has no entries",
+        "bitmap-table-missing" BitmapTableMissing => "bitmap table offset is 0",
+        "bitmap-table-unaligned" BitmapTableUnaligned { offset: u64, alignment: u64 } =>
+            "bitmap table offset {offset:#x} is not aligned to {alignment:#x}",
+        "bitmap-flags-reserved" BitmapFlagsReserved { flags: u32 } => "flags {flags:#x} have reserved bits",
+        "bitmap-type" BitmapType { value: u8 } => "bitmap type {value} is reserved",
+        "bitmap-table-entry-reserved" BitmapTableEntryReserved { bits: u64 } => "reserved bits {bits:#x} are set",
+        "bitmap-table-entry-ones-with-offset" BitmapTableEntryOnesWithOffset { offset: u64 } =>
+            "bit 0 is set together with host offset {offset:#x}",
+        "bitmap-table-entry-unaligned" BitmapTableEntryUnaligned { offset: u64, alignment: u64 } =>
+            "host offset {offset:#x} is not aligned to {alignment:#x}",
+        "luks-truncated" LuksTruncated { len: u64, needed: u64 } =>
+            "LUKS header has {len} bytes, {needed} are needed",
+        "luks-magic" LuksMagic => "LUKS header does not start with its magic",
+        "luks-slot-state" LuksSlotState { value: u32 } =>
+            "state {value:#010x} is neither 0x00ac71f3 nor 0x0000dead",
     }
 }

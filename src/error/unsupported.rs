@@ -32,5 +32,12 @@ kinds! {
             "extra data of {len} bytes is too large: the limit is {max}",
         "snapshot-l1-table-too-large" SnapshotL1TableTooLarge { len: u64, max: u64 } =>
             "L1 table of {len:#x} bytes is too large: the limit is {max:#x}",
+        "bitmap-too-large" BitmapTooLarge { len: u64, max: u64 } =>
+            "bitmap of {len:#x} bytes is too large: the limit is {max:#x}",
+        "bitmap-granularity" BitmapGranularity { granularity_bits: u8 } =>
+            "granularity_bits {granularity_bits} are not within 9 to 31",
+        "bitmap-name-too-long" BitmapNameTooLong { len: u16, max: u16 } =>
+            "bitmap name of {len} bytes is longer than {max}",
+        "luks-version" LuksVersion { value: u16 } => "LUKS version {value} is not supported",
     }
 }

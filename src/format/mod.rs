@@ -12,6 +12,7 @@
 //! All numbers are big-endian. Spec: qcow2 (docs/interop/qcow2.rst in QEMU's tree).
 
 mod addr;
+mod bitmap;
 mod bytes;
 mod extension;
 pub mod feature;
@@ -20,17 +21,20 @@ mod header;
 mod l1;
 mod l2;
 pub mod limits;
+mod luks;
 pub mod refcount;
 mod snapshot;
 mod subcluster;
 
 pub use addr::{GuestOffset, HostOffset};
+pub use bitmap::{BitmapDirectory, BitmapDirectoryEntry, BitmapFlags, BitmapTableEntry};
 pub use extension::{BitmapsExtension, CryptoHeader, Extension};
 pub use feature::{Autoclear, Compatible, Incompatible, Version};
 pub use geometry::Geometry;
 pub use header::{Compression, CryptMethod, Header};
 pub use l1::L1Entry;
 pub use l2::{ClusterKind, CompressedCluster, L2Context, L2Entry, L2Fault};
+pub use luks::{LuksHeader, LuksSlot};
 pub use refcount::RefcountTableEntry;
 pub use snapshot::{Parsed, Snapshot, SnapshotTable};
 pub use subcluster::SubclusterKind;
