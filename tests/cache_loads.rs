@@ -11,7 +11,6 @@ mod gated;
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use async_executor::{LocalExecutor, Task};
 use cowshed::cache::{Slice, TableCache};
@@ -23,7 +22,7 @@ use gated::{Gated, word_at};
 
 const SLICE: u64 = 4096;
 
-type Outcome = io::Result<Arc<Slice>>;
+type Outcome = io::Result<Slice>;
 
 /// Tasks that ask one cache for slices, and the outcomes so far.
 struct Scene {

@@ -19,7 +19,7 @@
 //! - A **hit** ([`TableCache::hit`]) takes one striped synchronous lock, allocates nothing and awaits nothing.
 //! - A **miss** ([`TableCache::get`]) starts one load for each slice, however many ask. I/O is never awaited under a
 //!   lock.
-//! - A slice is **pinned** while somebody holds the `Arc` that `get` returned. A pinned slice is neither evicted nor
+//! - A slice is **pinned** while somebody holds the [`Slice`] that `get` returned, or a clone of it. A pinned slice is neither evicted nor
 //!   dropped by a pass.
 //! - **Eviction** is CLOCK over all stripes: the hand clears the mark of what was used and takes what was not. The
 //!   victim's memory is reused for the newcomer.

@@ -4,12 +4,14 @@
 
 use crate::sync::{Arc, AtomicU64, OnceCell, Ordering};
 
-/// A slice of a table: its bytes as big-endian words of 64 bits, decoded.
+/// A slice of a table, pinned: a run of its bytes as big-endian words of 64 bits. A clone is the same slice, and
+/// pins it as well.
 ///
 /// Words are atomic: a reader needs no lock, and sees of each word an old or a new value, never a mixture.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Slice {
-    words: Box<[AtomicU64]>,
+    /// Words in the order of bytes that they have on disk, so that loading is copying.
+    words: Arc<[AtomicU64]>,
 }
 
 impl Slice {
@@ -18,13 +20,25 @@ impl Slice {
         Self { words: (0..len_bytes / 8).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Becomes what `bytes` encode, which must be as long as the slice.
-    pub(super) fn decode(&mut self, bytes: &[u8]) {
+    /// Becomes `bytes`, which must be as long as the slice.
+    ///
+    /// # Panics
+    /// If another clone is left.
+    pub(super) fn fill(&mut self, bytes: &[u8]) {
+        // OK to unwrap: the one caller fills what it made, or what eviction found unpinned and took out of reach.
+        #[allow(clippy::expect_used)]
+        let words = Arc::get_mut(&mut self.words).expect("a slice that is filled is not pinned");
         let (chunks, _) = bytes.as_chunks::<8>();
-        assert_eq!(chunks.len(), self.words.len(), "a slice changes its length");
-        for (word, chunk) in self.words.iter_mut().zip(chunks) {
-            *word.get_mut() = u64::from_be_bytes(*chunk);
+        assert_eq!(chunks.len(), words.len(), "a slice changes its length");
+        for (word, chunk) in words.iter_mut().zip(chunks) {
+            *word.get_mut() = u64::from_ne_bytes(*chunk);
         }
+    }
+
+    /// Whether a clone is held outside of the cache. To be asked under the stripe's lock only, where the cache's own
+    /// clone is the one that others are made from.
+    pub(super) fn is_pinned(&self) -> bool {
+        Arc::strong_count(&self.words) > 1
     }
 
     /// The number of words: [`TableCache::entry_bytes`](super::TableCache::entry_bytes) / 8.
@@ -43,13 +57,13 @@ impl Slice {
     #[inline]
     #[must_use]
     pub fn word(&self, index: usize) -> u64 {
-        self.words[index].load(Ordering::Acquire)
+        u64::from_be(self.words[index].load(Ordering::Acquire))
     }
 }
 
 /// What all who ask for a slice while it is loaded share: one of them loads, the others wait; if it fails or is
 /// dropped, the next one tries.
-pub(super) type Load = OnceCell<Arc<Slice>>;
+pub(super) type Load = OnceCell<Slice>;
 
 /// Where a slot is in its life; see the [module](super).
 #[derive(Debug)]
@@ -64,7 +78,7 @@ pub(super) enum State {
         shares: usize,
     },
     /// Holds what the storage holds.
-    Clean(Arc<Slice>),
+    Clean(Slice),
 }
 
 /// A slot: a state, and when it was used.

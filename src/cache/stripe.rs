@@ -11,7 +11,7 @@ use crate::sync::Arc;
 /// What somebody who asks for a slice gets.
 pub(super) enum Lookup {
     /// The slice.
-    Found(Arc<Slice>),
+    Found(Slice),
     /// A share in its load, to be ended by [`Stripe::publish`] or given back by [`Stripe::leave`].
     Miss(Arc<Load>),
 }
@@ -42,7 +42,7 @@ pub(super) struct Stripe {
 impl Stripe {
     /// The slice of `key`, if it is here, noting the use.
     #[inline]
-    pub(super) fn hit(&mut self, key: u64) -> Option<&Arc<Slice>> {
+    pub(super) fn hit(&mut self, key: u64) -> Option<&Slice> {
         let slot = &mut self.slots[*self.index.get(&key)? as usize];
         let State::Clean(slice) = &slot.state else { return None };
         if !(slot.used_since_hand && slot.used_since_pass) {
@@ -56,7 +56,7 @@ impl Stripe {
     /// The slice of `key`, or a share in its load.
     pub(super) fn get(&mut self, key: u64) -> Lookup {
         if let Some(slice) = self.hit(key) {
-            return Lookup::Found(Arc::clone(slice));
+            return Lookup::Found(slice.clone());
         }
         self.counts.misses += 1;
         if let Some(index) = self.index.get(&key)
@@ -84,7 +84,7 @@ impl Stripe {
     }
 
     /// Ends the load of `key`, which is in flight, with `slice`.
-    pub(super) fn publish(&mut self, key: u64, slice: Arc<Slice>) {
+    pub(super) fn publish(&mut self, key: u64, slice: Slice) {
         // OK to unwrap: a slot that is being loaded is vacated by the last share only, and the one who loads has one.
         #[allow(clippy::expect_used)]
         let index = *self.index.get(&key).expect("a slice that is being loaded has a slot");
@@ -109,13 +109,13 @@ impl Stripe {
 
     /// Moves the hand to the next slice that was not used since the hand was there, and takes it. `None` when the hand
     /// comes to the end of the stripe, where the next call starts from the beginning.
-    pub(super) fn evict(&mut self) -> Option<Arc<Slice>> {
+    pub(super) fn evict(&mut self) -> Option<Slice> {
         while self.hand < self.slots.len() {
             let hand = self.hand;
             self.hand += 1;
             let slot = &mut self.slots[hand];
-            let State::Clean(slice) = &mut slot.state else { continue };
-            if std::mem::take(&mut slot.used_since_hand) || Arc::get_mut(slice).is_none() {
+            let State::Clean(slice) = &slot.state else { continue };
+            if std::mem::take(&mut slot.used_since_hand) || slice.is_pinned() {
                 continue;
             }
             self.counts.evictions += 1;
@@ -129,13 +129,13 @@ impl Stripe {
 
     /// Drops the slices that are not pinned and were not used since the sweep before, into `dropped`: freeing them is
     /// for the caller, when the lock is gone.
-    pub(super) fn sweep(&mut self, dropped: &mut Vec<Arc<Slice>>) {
+    pub(super) fn sweep(&mut self, dropped: &mut Vec<Slice>) {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let State::Clean(slice) = &slot.state else { continue };
             // New pins are made under this lock only, so one that is seen unpinned stays so. The end of a pin is a
             // use: whenever it comes after this sweep, the slice survives the next one.
-            if Arc::strong_count(slice) > 1 {
+            if slice.is_pinned() {
                 slot.used_since_pass = true;
             } else if !std::mem::take(&mut slot.used_since_pass) {
                 self.counts.cleaned += 1;
@@ -151,7 +151,7 @@ impl Stripe {
     }
 
     /// Makes a slot vacant and returns the slice that it held.
-    fn vacate(&mut self, index: u32) -> Option<Arc<Slice>> {
+    fn vacate(&mut self, index: u32) -> Option<Slice> {
         let slot = &mut self.slots[index as usize];
         self.index.remove(&slot.key);
         self.vacant.push(index);

@@ -18,8 +18,8 @@ pub const ENTRY_BYTES_MIN: u64 = 512;
 /// The longest slice, in bytes: the largest cluster.
 pub const ENTRY_BYTES_MAX: u64 = 2 << 20;
 
-/// A stripe for each so many slices of the budget: enough for CLOCK to have a choice, few enough to sweep at once.
-const SLICES_PER_STRIPE: u64 = 32;
+/// A stripe for each so many slices of the budget.
+const SLICES_PER_STRIPE: u64 = 8;
 
 /// More stripes than that do not make collisions of threads noticeably rarer.
 const STRIPES_MAX: u64 = 128;
@@ -81,7 +81,7 @@ impl TableCache {
     pub fn hit<R>(&self, slice: HostOffset, f: impl FnOnce(&Slice) -> R) -> Option<R> {
         let key = self.key(slice);
         let mut stripe = self.stripe(key).lock();
-        stripe.hit(key).map(|slice| f(slice))
+        stripe.hit(key).map(f)
     }
 
     /// The slice at `slice`, a multiple of [`Self::entry_bytes`], from the cache or else from `storage`, which must be
@@ -98,7 +98,7 @@ impl TableCache {
     ///
     /// # Cancel safety
     /// A dropped future leaves no trace. If it was the one loading, one of those who wait takes over.
-    pub async fn get<S: Storage>(&self, storage: &S, slice: HostOffset) -> io::Result<Arc<Slice>> {
+    pub async fn get<S: Storage>(&self, storage: &S, slice: HostOffset) -> io::Result<Slice> {
         let key = self.key(slice);
         let mut share = match self.look_up(key) {
             Lookup::Found(slice) => return Ok(slice),
@@ -106,7 +106,7 @@ impl TableCache {
         };
         // Cancel: the cell lets the next one who waits start, and the share is given back.
         let loaded = share.load.get_or_try_init(|| self.load(storage, slice, key)).await?;
-        let loaded = Arc::clone(loaded);
+        let loaded = loaded.clone();
         share.kept = false;
         Ok(loaded)
     }
@@ -176,7 +176,7 @@ impl TableCache {
         storage: &S,
         slice: HostOffset,
         key: u64,
-    ) -> io::Result<Arc<Slice>> {
+    ) -> io::Result<Slice> {
         let limits = storage.limits();
         let fits = u64::from(limits.request_alignment) <= self.entry_bytes
             && self.entry_bytes <= u64::from(limits.transfer_len_max);
@@ -189,18 +189,15 @@ impl TableCache {
             read_in_pieces(storage, slice.get(), self.entry_bytes).await?
         };
         // From here to the end nothing is awaited and nothing fails: room taken is room used.
-        let mut loaded = self.make_room().unwrap_or_else(|| Arc::new(Slice::blank(bytes.len())));
-        // OK to unwrap: eviction took what nobody else held, and nobody could take hold of it since.
-        #[allow(clippy::expect_used)]
-        let memory = Arc::get_mut(&mut loaded).expect("an evicted slice is not pinned");
-        memory.decode(&bytes);
+        let mut loaded = self.make_room().unwrap_or_else(|| Slice::blank(bytes.len()));
+        loaded.fill(&bytes);
         self.scratch.give(bytes);
-        self.stripe(key).lock().publish(key, Arc::clone(&loaded));
+        self.stripe(key).lock().publish(key, loaded.clone());
         Ok(loaded)
     }
 
     /// Takes room in the budget for one more slice. Returns the memory of the one that went for it, if one went.
-    fn make_room(&self) -> Option<Arc<Slice>> {
+    fn make_room(&self) -> Option<Slice> {
         let room = |slices| (slices < self.slices_max).then_some(slices + 1);
         if self.slices.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
             return None;
@@ -217,7 +214,7 @@ impl TableCache {
     }
 
     /// Takes the next victim, wherever it is: the hand goes through a stripe, then through the next.
-    fn evict(&self) -> Option<Arc<Slice>> {
+    fn evict(&self) -> Option<Slice> {
         // Twice around, as the first time may only clear marks, and once for the part of a stripe before its hand.
         for _ in 0..=2 * self.stripes.len() {
             let hand = self.hand.load(Ordering::Relaxed) & (self.stripes.len() - 1);
