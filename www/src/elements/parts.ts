@@ -1,0 +1,72 @@
+// Small pieces of markup that several elements use. A name from an image comes in as a text node and nothing else.
+
+import { html, nothing, type TemplateResult } from "lit";
+import type { Space } from "../engine/protocol.js";
+import { bytesText, offsetText, sizeText } from "../model/size.js";
+import { shown } from "../model/text.js";
+
+/** A name from an image or of a file: isolated from the text around it, cut with an ellipsis, whole in its title. */
+export function nameOf(text: string, style = "clip"): TemplateResult {
+  const safe = shown(text);
+  return html`<bdi class=${style} title=${safe}>${safe === "" ? "(no name)" : safe}</bdi>`;
+}
+
+/** A size in binary units, exact in its title. */
+export function sizeOf(bytes: bigint | number): TemplateResult {
+  const exact = typeof bytes === "bigint" ? bytes : BigInt(Math.round(bytes));
+  return html`<span class="number" title=${bytesText(exact)}>${sizeText(exact)}</span>`;
+}
+
+/** An offset that leads to its bytes. */
+export function hexLink(space: Space, offset: bigint | number, text?: string): TemplateResult {
+  const at = offsetText(offset);
+  const title = space === "guest" ? `Show the disk's bytes at ${at}` : `Show the file's bytes at ${at}`;
+  return html`<a class="mono" href=${`#hex/${space}/${at}`} title=${title}>${text ?? at}</a>`;
+}
+
+/** The `date` of a snapshot: seconds since 1970. */
+export function dateText(seconds: number): string {
+  const date = new Date(seconds * 1000);
+  if (Number.isNaN(date.getTime())) return String(seconds);
+  const two = (n: number): string => String(n).padStart(2, "0");
+  return (
+    `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ` +
+    `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`
+  );
+}
+
+/** The guest's clock as QEMU writes it: hours, minutes, seconds and milliseconds. */
+export function clockText(nanoseconds: bigint): string {
+  const milliseconds = nanoseconds / 1_000_000n;
+  const part = (value: bigint, digits: number): string => String(value).padStart(digits, "0");
+  const seconds = milliseconds / 1000n;
+  return (
+    `${part(seconds / 3600n, 2)}:${part((seconds / 60n) % 60n, 2)}:${part(seconds % 60n, 2)}` +
+    `.${part(milliseconds % 1000n, 3)}`
+  );
+}
+
+/** Shown only when there is something to show. */
+export function when(condition: unknown, then: () => TemplateResult): TemplateResult | typeof nothing {
+  return condition ? then() : nothing;
+}
+
+/** The files of a drop, the folders among them left out. */
+export function droppedFiles(event: DragEvent): File[] {
+  const items = [...(event.dataTransfer?.items ?? [])];
+  return items
+    .filter((item) => item.kind === "file" && item.webkitGetAsEntry()?.isDirectory !== true)
+    .map((item) => item.getAsFile())
+    .filter((file) => file !== null);
+}
+
+/** Asks for a file with the browser's own dialogue; null when the person closes it. */
+export function pickFile(): Promise<File | null> {
+  return new Promise((resolve) => {
+    const input = document.createElement("input");
+    input.type = "file";
+    input.addEventListener("change", () => resolve(input.files?.[0] ?? null), { once: true });
+    input.addEventListener("cancel", () => resolve(null), { once: true });
+    input.click();
+  });
+}
