@@ -11,6 +11,7 @@ mod place;
 mod unsupported;
 
 use std::io;
+use std::path::PathBuf;
 
 pub use corrupt::Corrupt;
 pub(crate) use corrupt::CorruptKind;
@@ -41,6 +42,14 @@ pub enum Error {
         /// How many bytes.
         len: u64,
         /// What the storage said.
+        source: io::Error,
+    },
+    /// A file could not be opened.
+    #[error("could not open '{}': {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
         source: io::Error,
     },
     /// The gate did not let a file be opened that the image names.
@@ -115,6 +124,7 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error {
             Error::Storage { source, .. } => return source,
+            Error::Open { ref source, .. } => source.kind(),
             Error::Corrupt(_) => io::ErrorKind::InvalidData,
             Error::Unsupported(_) | Error::LimitExceeded { .. } => io::ErrorKind::Unsupported,
             Error::Refused { .. } => io::ErrorKind::PermissionDenied,

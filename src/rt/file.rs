@@ -82,7 +82,7 @@ impl FileOptions {
     }
 
     /// The flags of an open call: one that neither waits for the other end of a FIFO nor takes a terminal.
-    fn open_flags(&self) -> OFlags {
+    pub(super) fn open_flags(&self) -> OFlags {
         let mut flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         if self.direct {
             flags |= direct_flag();

@@ -8,11 +8,21 @@ mod blob;
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 mod browser;
 #[cfg(all(unix, feature = "file"))]
+mod disk;
+#[cfg(all(unix, feature = "file"))]
 mod file;
+#[cfg(all(unix, feature = "file"))]
+mod gate;
 #[cfg(all(unix, feature = "file"))]
 mod lock;
 #[cfg(all(unix, feature = "file"))]
 mod posix;
+#[cfg(all(not(target_family = "wasm"), feature = "smol"))]
+mod smol;
+#[cfg(all(not(target_family = "wasm"), feature = "tokio"))]
+mod tokio;
+#[cfg(not(target_family = "wasm"))]
+mod workers;
 #[cfg(any(test, all(target_family = "wasm", feature = "browser")))]
 mod window;
 
@@ -21,6 +31,16 @@ pub use blob::{BlobStatistics, BlobStorage, Uint8ArrayStorage};
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 pub use browser::{BrowserExecutor, JsTimer, SLICE_MS};
 #[cfg(all(unix, feature = "file"))]
+pub use disk::{DiskStorage, open_storage};
+#[cfg(all(unix, feature = "file"))]
 pub use file::{FileOptions, FileStorage};
 #[cfg(all(unix, feature = "file"))]
+pub use gate::FolderGate;
+#[cfg(all(unix, feature = "file"))]
 pub use lock::{LockError, LockMode};
+#[cfg(all(not(target_family = "wasm"), feature = "smol"))]
+pub use smol::SmolTimer;
+#[cfg(all(not(target_family = "wasm"), feature = "tokio"))]
+pub use tokio::TokioTimer;
+#[cfg(not(target_family = "wasm"))]
+pub use workers::ThreadWorkers;
