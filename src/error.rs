@@ -112,6 +112,11 @@ impl Error {
         Self::Storage { operation, offset, len, source }
     }
 
+    /// A request for `len` bytes at `offset` of something that has `size`.
+    pub(crate) fn out_of_bounds(offset: u64, len: u64, size: u64) -> Self {
+        Self::OutOfBounds { offset, len, size }
+    }
+
     /// A gate's refusal of a name that an image holds.
     pub(crate) fn refused(kind: &'static str, name: &[u8], reason: impl Into<String>) -> Self {
         let name = String::from_utf8_lossy(name).into_owned();

@@ -114,5 +114,12 @@ kinds! {
         "luks-magic" LuksMagic => "LUKS header does not start with its magic",
         "luks-slot-state" LuksSlotState { value: u32 } =>
             "state {value:#010x} is neither 0x00ac71f3 nor 0x0000dead",
+        "past-end-of-file" PastEndOfFile { len: u64, file_len: u64 } =>
+            "its {len:#x} bytes end past the end of the file at {file_len:#x}",
+        "stream-invalid" StreamInvalid { len: u64 } =>
+            "{len} bytes are not a stream of the image's compression type",
+        "stream-short" StreamShort { len: u64, cluster_size: u64 } =>
+            "stream within {len} bytes ends before it has made a cluster of {cluster_size}",
+        "chain-loop" ChainLoop { depth: usize } => "layer {depth} is the same file as a layer above it",
     }
 }

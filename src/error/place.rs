@@ -60,6 +60,8 @@ structures! {
     BitmapDirectory = "bitmap directory", "bitmap directory entry";
     BitmapTable = "bitmap table", "bitmap table entry";
     CryptoHeader = "crypto header", "key slot";
+    CompressedCluster = "compressed cluster", "compressed cluster";
+    BackingChain = "backing chain", "backing chain layer";
 }
 
 /// Defines an opaque error around an enum of kinds, with for each its code, its fields and its message, so that none can

@@ -39,5 +39,6 @@ kinds! {
         "bitmap-name-too-long" BitmapNameTooLong { len: u16, max: u16 } =>
             "bitmap name of {len} bytes is longer than {max}",
         "luks-version" LuksVersion { value: u16 } => "LUKS version {value} is not supported",
+        "encryption" Encryption { method: &'static str } => "guest data is encrypted with {method}",
     }
 }

@@ -1,7 +1,196 @@
 //! The engine: a disk made of layers, read through caches of their metadata.
+//!
+//! An [`Image`] is a chain of layers, the image itself on top. A qcow2 layer has its header, its L1 table and its
+//! snapshot table in memory, and finds the rest through two caches, of L2 tables and of refcount blocks. A raw layer
+//! has nothing but its bytes.
+//!
+//! # Reading
+//!
+//! A request becomes runs: what a layer has from an offset on, of one kind and contiguous in its file. Finding a run
+//! takes the L1 table, which never changes while it is published, and a slice of an L2 table: if that is cached, no
+//! asynchronous lock is taken and nothing is allocated. What a layer does not have is asked of the layer below it.
+//!
+//! # Locks
+//!
+//! None is held across I/O. The caches' own locks are leaves.
+//!
+//! This module must not know runtimes, files, clocks, threads or randomness.
 
+mod codec;
 mod detect;
 mod gate;
+mod inflated;
+mod layer;
+mod map;
+mod metadata;
+mod open;
+mod options;
+mod read;
+mod requests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cache::CacheStatistics;
+use crate::error::{Error, Result};
+use crate::format::{Geometry, Header, Snapshot};
+use crate::storage::Storage;
+use crate::workers::Workers;
 
 pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};
+pub use map::{Extent, ExtentKind, Extents};
+pub use open::Opened;
+pub use options::{OpenOptions, References, SnapshotSelector};
+
+use layer::{Body, Layer};
+use requests::Requests;
+
+/// A disk image and the layers below it, opened.
+///
+/// It is used through `&self` by any number of requests at once, from as many threads as its storage allows; share it
+/// in an [`Arc`]. Call [`Image::close`] when done with it; an image that is dropped instead ends its cleaner too.
+pub struct Image<S> {
+    /// Never empty; the image itself is first.
+    layers: Vec<Layer<S>>,
+    requests: Requests,
+    workers: Option<Arc<dyn Workers>>,
+    /// How many pieces of a request are in flight together.
+    pieces_in_flight: usize,
+}
+
+/// What is known of one layer.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct LayerInfo<'a> {
+    /// Where it came from: its [`Source::location`].
+    pub location: &'a Path,
+    /// Its format.
+    pub format: Format,
+    /// The size of its disk in bytes.
+    pub virtual_size: u64,
+    /// The length of its file in bytes, when it was opened.
+    pub file_len: u64,
+    /// Its header, if it is a qcow2 image.
+    pub header: Option<&'a Header>,
+    /// Its snapshot table, in the order on disk.
+    pub snapshots: &'a [Snapshot],
+}
+
+/// What the caches of one layer did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Of the cache of L2 tables.
+    pub l2: CacheStatistics,
+    /// Of the cache of refcount blocks.
+    pub refcount: CacheStatistics,
+}
+
+impl<S: Storage> Image<S> {
+    /// The size of the disk in bytes: of the snapshot, if one is open.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.layers[0].virtual_size()
+    }
+
+    /// The image's header; `None` if it is raw.
+    #[must_use]
+    pub fn header(&self) -> Option<&Header> {
+        self.layer_info(0).header
+    }
+
+    /// How the image's offsets split; `None` if it is raw.
+    #[must_use]
+    pub fn geometry(&self) -> Option<Geometry> {
+        self.header().map(Header::geometry)
+    }
+
+    /// The image's internal snapshots, in the order on disk.
+    #[must_use]
+    pub fn snapshots(&self) -> &[Snapshot] {
+        self.layer_info(0).snapshots
+    }
+
+    /// The layers that are open, the image itself first.
+    pub fn layers(&self) -> impl ExactSizeIterator<Item = LayerInfo<'_>> {
+        (0..self.layers.len()).map(|depth| self.layer_info(depth))
+    }
+
+    /// What the caches of each layer did so far, in the order of [`Self::layers`]; those of a raw layer did nothing.
+    #[must_use]
+    pub fn statistics(&self) -> Vec<Statistics> {
+        let of = |layer: &Layer<S>| match &layer.body {
+            Body::Qcow2(layer) => Statistics {
+                l2: layer.l2_cache.statistics(),
+                refcount: layer.refcount_cache.statistics(),
+            },
+            Body::Raw(_) => Statistics::default(),
+        };
+        self.layers.iter().map(of).collect()
+    }
+
+    /// Closes the image: refuses new requests, waits for those in flight, stops the cleaner and waits until it can do
+    /// no more. May be called again, by several tasks at once; each returns when the image is closed.
+    ///
+    /// It does not hang, whatever became of the cleaner: asleep, dropped, never polled.
+    ///
+    /// # Errors
+    /// None yet: a read-only image has nothing to write back.
+    ///
+    /// # Cancel safety
+    /// A close that is dropped stays begun: requests are refused, and a later call completes it.
+    pub async fn close(&self) -> Result<()> {
+        self.requests.close().await;
+        Ok(())
+    }
+
+    fn layer_info(&self, depth: usize) -> LayerInfo<'_> {
+        let Layer { body, location, .. } = &self.layers[depth];
+        match body {
+            Body::Qcow2(layer) => LayerInfo {
+                location,
+                format: Format::Qcow2,
+                virtual_size: layer.virtual_size,
+                file_len: layer.metadata.file_len(),
+                header: Some(&layer.header),
+                snapshots: &layer.snapshots,
+            },
+            Body::Raw(layer) => LayerInfo {
+                location,
+                format: Format::Raw,
+                virtual_size: layer.len,
+                file_len: layer.len,
+                header: None,
+                snapshots: &[],
+            },
+        }
+    }
+
+    /// The end of a range that must be within the disk.
+    fn range_end(&self, offset: u64, len: u64) -> Result<u64> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.virtual_size() => Ok(end),
+            _ => Err(Error::out_of_bounds(offset, len, self.virtual_size())),
+        }
+    }
+
+    /// The error for bytes that are in the backing file of the layer at `depth`, which was not opened.
+    fn backing_left(&self, depth: usize) -> Error {
+        let name = self.layer_info(depth).header.and_then(|header| header.backing_file.as_deref());
+        Error::refused(
+            ReferenceKind::BackingFile.name(),
+            name.unwrap_or_default(),
+            "it was not opened",
+        )
+    }
+}
+
+impl<S> std::fmt::Debug for Image<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let locations = self.layers.iter().map(|layer| &layer.location);
+        f.debug_struct("Image")
+            .field("layers", &locations.collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}

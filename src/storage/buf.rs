@@ -34,6 +34,15 @@ impl Buf {
         Self { bytes, start, len }
     }
 
+    /// Keeps `len` bytes from `start` on, or what there is of them.
+    #[must_use]
+    pub fn narrow(mut self, start: usize, len: usize) -> Self {
+        let start = start.min(self.len);
+        self.start += start;
+        self.len = (self.len - start).min(len);
+        self
+    }
+
     /// Keeps the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

@@ -15,6 +15,7 @@
 pub mod data;
 pub mod images;
 pub mod matrix;
+pub mod open;
 pub mod qemu;
 
 #[allow(unused_imports, reason = "each test uses a part of it")]

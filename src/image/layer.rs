@@ -1,0 +1,362 @@
+//! One layer of a disk: a qcow2 image or a raw one, and what lies below it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cache::{Slice, TableCache};
+use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
+use crate::format::limits::HOST_OFFSET_MAX;
+use crate::format::{
+    CompressedCluster, CryptMethod, Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Context,
+    L2Entry, L2Fault, Snapshot, SubclusterKind,
+};
+use crate::storage::Storage;
+
+use super::codec::Codec;
+use super::inflated::Inflated;
+use super::metadata::Metadata;
+
+/// A layer and where it came from.
+pub(crate) struct Layer<S> {
+    pub(crate) body: Body<S>,
+    pub(crate) location: PathBuf,
+    pub(crate) below: Below,
+}
+
+/// What a layer is made of.
+pub(crate) enum Body<S> {
+    Qcow2(Box<Qcow2Layer<S>>),
+    Raw(RawLayer<S>),
+}
+
+/// What clusters read that a layer does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Zeros: there is no backing file, or the gate said so.
+    Zeros,
+    /// The next layer of the chain.
+    Layer,
+    /// There is a backing file, and it was not opened.
+    Left,
+}
+
+/// The guest's bytes and nothing else.
+pub(crate) struct RawLayer<S> {
+    pub(crate) storage: S,
+    pub(crate) len: u64,
+}
+
+/// A qcow2 image, opened.
+pub(crate) struct Qcow2Layer<S> {
+    /// The image file.
+    pub(crate) metadata: Metadata<S>,
+    /// The data file, if there is one; else the clusters are in the image file.
+    pub(crate) data: DataFile<S>,
+    pub(crate) header: Header,
+    pub(crate) geometry: Geometry,
+    pub(crate) context: L2Context,
+    pub(crate) snapshots: Vec<Snapshot>,
+    /// Of the state that is open, active or snapshot.
+    pub(crate) l1: Box<[u64]>,
+    pub(crate) l1_table: HostOffset,
+    pub(crate) virtual_size: u64,
+    pub(crate) l2_cache: Arc<TableCache>,
+    pub(crate) refcount_cache: Arc<TableCache>,
+    pub(crate) codec: Arc<Codec>,
+    pub(crate) inflated: Inflated,
+}
+
+/// Where a qcow2 image's guest clusters are.
+pub(crate) enum DataFile<S> {
+    /// In the image file.
+    None,
+    Open(S),
+    /// The gate said that it reads as zeros.
+    Zeros,
+    /// Not opened.
+    Left,
+}
+
+/// What a layer has from an offset on: one kind, and for data one run of host bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) kind: RunKind,
+    /// In bytes; at least 1.
+    pub(crate) len: u64,
+}
+
+/// What a run is. Host offsets are those of its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunKind {
+    /// Nothing: ask the layer below.
+    Unallocated,
+    /// Zeros; with a host offset where space is kept for it.
+    Zero { host: Option<HostOffset> },
+    /// Bytes as they are.
+    Data { host: HostOffset },
+    /// A part of one compressed cluster.
+    Compressed(CompressedCluster),
+}
+
+impl RunKind {
+    /// The kind of the bytes that follow `len` bytes of this kind if one run goes on; `None` if it cannot.
+    pub(crate) fn after(self, len: u64) -> Option<Self> {
+        match self {
+            Self::Unallocated => Some(self),
+            Self::Zero { host: None } => Some(self),
+            Self::Zero { host: Some(host) } => {
+                Some(Self::Zero { host: Some(host.checked_add(len)?) })
+            }
+            Self::Data { host } => Some(Self::Data { host: host.checked_add(len)? }),
+            Self::Compressed(_) => None,
+        }
+    }
+}
+
+impl<S: Storage> Layer<S> {
+    /// The size of the disk that this layer describes, in bytes.
+    pub(crate) fn virtual_size(&self) -> u64 {
+        match &self.body {
+            Body::Qcow2(layer) => layer.virtual_size,
+            Body::Raw(layer) => layer.len,
+        }
+    }
+
+    /// The run from `offset` on, at most `len` bytes (at least 1), if that needs no I/O.
+    #[inline]
+    pub(crate) fn run_cached(&self, offset: u64, len: u64) -> Option<Result<Run>> {
+        match &self.body {
+            Body::Qcow2(layer) => layer.run_cached(offset, len),
+            Body::Raw(_) => {
+                Some(Ok(Run { kind: RunKind::Data { host: HostOffset::new(offset) }, len }))
+            }
+        }
+    }
+
+    /// The run from `offset` on, at most `len` bytes (at least 1).
+    pub(crate) async fn run(&self, offset: u64, len: u64) -> Result<Run> {
+        match &self.body {
+            Body::Qcow2(layer) => layer.run(offset, len).await,
+            Body::Raw(_) => Ok(Run { kind: RunKind::Data { host: HostOffset::new(offset) }, len }),
+        }
+    }
+
+    /// Where this layer's data runs are.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if that file was not opened, [`Error::Unsupported`] if the clusters are encrypted.
+    pub(crate) fn data_storage(&self) -> Result<Option<&S>> {
+        match &self.body {
+            Body::Raw(layer) => Ok(Some(&layer.storage)),
+            Body::Qcow2(layer) => layer.data_storage(),
+        }
+    }
+}
+
+impl<S: Storage> Qcow2Layer<S> {
+    fn data_storage(&self) -> Result<Option<&S>> {
+        self.must_be_plain()?;
+        match &self.data {
+            DataFile::None => Ok(Some(self.metadata.storage())),
+            DataFile::Open(storage) => Ok(Some(storage)),
+            DataFile::Zeros => Ok(None),
+            DataFile::Left => Err(Error::refused(
+                super::gate::ReferenceKind::DataFile.name(),
+                self.header.data_file().unwrap_or_default(),
+                "it was not opened",
+            )),
+        }
+    }
+
+    /// Asks whether clusters can be read as they are.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they are encrypted.
+    #[inline]
+    pub(crate) fn must_be_plain(&self) -> Result<()> {
+        let method = match self.header.crypt {
+            CryptMethod::None => return Ok(()),
+            CryptMethod::Aes => "AES",
+            CryptMethod::Luks => "LUKS",
+        };
+        let kind = UnsupportedKind::Encryption { method };
+        Err(Unsupported::new(kind, Structure::Header).into())
+    }
+
+    /// The bytes of guest offsets before the VM state.
+    pub(crate) fn vm_state_offset(&self) -> u64 {
+        self.virtual_size.div_ceil(self.geometry.l2_coverage()) * self.geometry.l2_coverage()
+    }
+
+    fn run_cached(&self, offset: u64, len: u64) -> Option<Result<Run>> {
+        match self.slice(offset, len) {
+            Ok(Place::At(at)) => self.l2_cache.hit(at.slice, |slice| self.scan(slice, &at)),
+            Ok(Place::None(run)) => Some(Ok(run)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    async fn run(&self, offset: u64, len: u64) -> Result<Run> {
+        let at = match self.slice(offset, len)? {
+            Place::At(at) => at,
+            Place::None(run) => return Ok(run),
+        };
+        if let Some(run) = self.l2_cache.hit(at.slice, |slice| self.scan(slice, &at)) {
+            return run;
+        }
+        let slice = self.metadata.load_slice(&self.l2_cache, Structure::L2Table, at.slice).await?;
+        self.scan(&slice, &at)
+    }
+
+    /// Finds the slice of the L2 table that maps `offset`.
+    #[inline]
+    fn slice(&self, offset: u64, len: u64) -> Result<Place> {
+        let guest = GuestOffset::new(offset);
+        let index = self.geometry.l1_index(guest);
+        let l1_index = usize::try_from(index).unwrap_or(usize::MAX);
+        let raw = self.l1.get(l1_index).copied().unwrap_or(0);
+        let entry = L1Entry::parse(raw, index, self.l1_table, &self.geometry)?;
+        let Some(table) = entry.l2_table() else {
+            return Ok(Place::None(self.unmapped(l1_index, offset, len)));
+        };
+        let cluster = self.geometry.l2_index(guest);
+        let byte = cluster * self.geometry.l2_entry_len();
+        let slice_len = self.l2_cache.entry_bytes();
+        let in_table = byte / slice_len * slice_len;
+        // A host offset has 56 bits, so the sum cannot overflow.
+        let slice = table.checked_add(in_table).unwrap_or(table);
+        // A slice is in memory, so its indexes fit.
+        let first = usize::try_from((byte - in_table) / self.geometry.l2_entry_len()).unwrap_or(0);
+        Ok(Place::At(At { slice, table, cluster, first, guest: offset, len }))
+    }
+
+    /// The run of clusters whose L2 tables do not exist.
+    fn unmapped(&self, l1_index: usize, offset: u64, len: u64) -> Run {
+        let coverage = self.geometry.l2_coverage();
+        let mut run = coverage - offset % coverage;
+        let mut rest = self.l1.get(l1_index.saturating_add(1)..).unwrap_or_default().iter();
+        while run < len {
+            match rest.next() {
+                Some(raw) if L1Entry::from_raw(*raw).l2_table().is_some() => break,
+                Some(_) => run = run.saturating_add(coverage),
+                None => run = len,
+            }
+        }
+        Run { kind: RunKind::Unallocated, len: run.min(len) }
+    }
+
+    /// Reads the run out of the slice's entries: it ends at the end of the slice at the latest.
+    fn scan(&self, slice: &Slice, at: &At) -> Result<Run> {
+        let words = if self.geometry.extended_l2() { 2 } else { 1 };
+        let fault = |fault: L2Fault| fault.at(at.table, at.cluster);
+        let mut word = at.first * words;
+        let mut run = self.part(slice, word, at.guest).map_err(fault)?;
+        while run.len < at.len {
+            let guest = at.guest + run.len;
+            // A part ends where its cluster does, or within it if the next subclusters are of another kind.
+            if self.geometry.offset_in_cluster(guest) == 0 {
+                word += words;
+            }
+            let Some(kind) = run.kind.after(run.len) else { break };
+            if word >= slice.words() {
+                break;
+            }
+            if words == 1 {
+                // Most entries go on as the one before them: one cluster further and nothing else.
+                let alike = self.alike(slice, word, kind, at.len - run.len);
+                if alike > 0 {
+                    run.len += alike;
+                    word += usize::try_from(alike / self.geometry.cluster_size()).unwrap_or(0) - 1;
+                    continue;
+                }
+            }
+            // What is wrong behind the run is said when it is asked for.
+            match self.part(slice, word, guest) {
+                Ok(next) if next.kind == kind => run.len += next.len,
+                _ => break,
+            }
+        }
+        Ok(Run { kind: run.kind, len: run.len.min(at.len) })
+    }
+
+    /// The run from `guest` on within its own cluster, whose entry is at `word`.
+    #[inline]
+    fn part(&self, slice: &Slice, word: usize, guest: u64) -> std::result::Result<Run, L2Fault> {
+        let in_cluster = self.geometry.offset_in_cluster(guest);
+        let (kind, end) = if self.geometry.extended_l2() {
+            let entry = L2Entry::from_raw(slice.word(word), slice.word(word + 1));
+            let first = self.geometry.subcluster_index(guest);
+            let (kind, count) =
+                entry.subcluster_run_for(&self.context, first, GuestOffset::new(guest))?;
+            (kind, u64::from(first + count) * self.geometry.subcluster_size())
+        } else {
+            let entry = L2Entry::from_raw(slice.word(word), 0);
+            let kind = entry.cluster_for(&self.context, GuestOffset::new(guest))?;
+            (kind.into(), self.geometry.cluster_size())
+        };
+        Ok(Run { kind: run_kind(kind, in_cluster), len: end - in_cluster })
+    }
+
+    /// How many bytes, up to `len` and in whole clusters, have entries that differ from the one before `word` by their
+    /// place alone. That one is right, and of `kind`.
+    #[inline]
+    fn alike(&self, slice: &Slice, word: usize, kind: RunKind, len: u64) -> u64 {
+        let cluster_size = self.geometry.cluster_size();
+        let before = slice.word(word - 1);
+        let (step, most) = match kind {
+            RunKind::Unallocated | RunKind::Zero { host: None } => (0, len),
+            // Beyond this the sum would run into the bits above the host offset.
+            RunKind::Data { host } | RunKind::Zero { host: Some(host) } => {
+                (cluster_size, len.min(HOST_OFFSET_MAX.saturating_sub(host.get() + cluster_size)))
+            }
+            RunKind::Compressed(_) => return 0,
+        };
+        let mut expected = before.wrapping_add(step);
+        let mut alike = 0;
+        for word in word..slice.words() {
+            if alike >= most || slice.word(word) != expected {
+                break;
+            }
+            expected = expected.wrapping_add(step);
+            alike += cluster_size;
+        }
+        alike
+    }
+}
+
+/// What a subcluster's or a cluster's kind means `in_cluster` bytes into the cluster.
+#[inline]
+fn run_kind(kind: SubclusterKind, in_cluster: u64) -> RunKind {
+    // A host offset has 56 bits, so the sums cannot overflow.
+    let inside = |host: HostOffset| host.checked_add(in_cluster).unwrap_or(host);
+    match kind {
+        SubclusterKind::Unallocated | SubclusterKind::UnallocatedAllocated { .. } => {
+            RunKind::Unallocated
+        }
+        SubclusterKind::Zero { host } => RunKind::Zero { host: host.map(inside) },
+        SubclusterKind::Data { host } => RunKind::Data { host: inside(host) },
+        SubclusterKind::Compressed(cluster) => RunKind::Compressed(cluster),
+    }
+}
+
+enum Place {
+    At(At),
+    /// There is no L2 table.
+    None(Run),
+}
+
+/// A place in an L2 table.
+struct At {
+    /// Where the slice starts in the image file.
+    slice: HostOffset,
+    /// Where its table starts.
+    table: HostOffset,
+    /// The index of the cluster's entry in the table.
+    cluster: u64,
+    /// The index of the cluster's entry in the slice.
+    first: usize,
+    /// The guest offset of the request.
+    guest: u64,
+    /// How long the request is.
+    len: u64,
+}

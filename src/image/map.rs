@@ -1,0 +1,205 @@
+//! What lies where: every guest range's kind, layer and host offset, without reading it.
+
+use crate::error::{Error, Result};
+use crate::format::HostOffset;
+use crate::storage::{Storage, StorageExtentKind};
+
+use super::Image;
+use super::layer::{Below, Body, Layer, Run, RunKind};
+
+/// A run of guest bytes that one layer answers for in one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Guest offset of the first byte.
+    pub offset: u64,
+    /// Length in bytes, at least 1.
+    pub len: u64,
+    /// What is there.
+    pub kind: ExtentKind,
+    /// The layer that answers: 0 is the image itself, 1 its backing file, and so on. For what no layer has, the last
+    /// layer that was asked.
+    pub depth: usize,
+}
+
+/// What an extent is. Host offsets are those of its first byte, in the layer's file or in its data file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Bytes as they are.
+    Data {
+        /// Where they are.
+        host: HostOffset,
+    },
+    /// Reads as zeros, by the metadata or because a shorter backing file ends.
+    Zero {
+        /// The space that is kept for it, if any.
+        host: Option<HostOffset>,
+    },
+    /// Data in the metadata's view, and a hole in the file that holds it: reads as zeros.
+    Hole {
+        /// Where in the file.
+        host: HostOffset,
+    },
+    /// A part of one compressed cluster.
+    Compressed {
+        /// Where its stream starts, at any alignment.
+        host: HostOffset,
+        /// The upper bound of the stream's length in bytes.
+        len: u64,
+    },
+    /// No layer has it: reads as zeros.
+    Unallocated,
+}
+
+impl ExtentKind {
+    /// The kind of the bytes that follow `len` bytes of this kind if one extent goes on.
+    fn after(self, len: u64) -> Option<Self> {
+        Some(match self {
+            Self::Unallocated | Self::Zero { host: None } => self,
+            Self::Zero { host: Some(host) } => Self::Zero { host: Some(host.checked_add(len)?) },
+            Self::Data { host } => Self::Data { host: host.checked_add(len)? },
+            Self::Hole { host } => Self::Hole { host: host.checked_add(len)? },
+            Self::Compressed { .. } => return None,
+        })
+    }
+}
+
+impl Extent {
+    /// Appends `next` if it goes on where and as this extent ends.
+    fn extend(&mut self, next: &Self) -> bool {
+        let goes_on = self.offset + self.len == next.offset
+            && self.depth == next.depth
+            && self.kind.after(self.len) == Some(next.kind);
+        if goes_on {
+            self.len += next.len;
+        }
+        goes_on
+    }
+}
+
+/// The extents of a range, one after the other. It borrows the image and holds one extent.
+#[derive(Debug)]
+pub struct Extents<'a, S> {
+    image: &'a Image<S>,
+    offset: u64,
+    end: u64,
+    ahead: Option<Extent>,
+}
+
+impl<S: Storage> Extents<'_, S> {
+    /// The next extent, as long as it can be within the range; `None` behind the last.
+    ///
+    /// # Errors
+    /// What the metadata of the layers gives rise to; a later call tries the same place again.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: the next call goes on where this one began.
+    pub async fn next(&mut self) -> Result<Option<Extent>> {
+        let _request = self.image.requests.enter()?;
+        let (mut extent, mut offset) = match self.ahead {
+            Some(extent) => (extent, self.offset),
+            None if self.offset >= self.end => return Ok(None),
+            None => {
+                let extent = self.image.extent_at(self.offset, self.end - self.offset).await?;
+                (extent, self.offset + extent.len)
+            }
+        };
+        let mut ahead = None;
+        while offset < self.end {
+            // What is wrong behind this extent is said by the call that wants it.
+            let Ok(next) = self.image.extent_at(offset, self.end - offset).await else { break };
+            if !extent.extend(&next) {
+                ahead = Some(next);
+                offset += next.len;
+                break;
+            }
+            offset += next.len;
+        }
+        (self.ahead, self.offset) = (ahead, offset);
+        Ok(Some(extent))
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// The extent that starts at guest `offset`, as long as it can be up to `len` bytes (at least 1).
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if the range is not within the disk; [`Error::Corrupt`] and [`Error::Storage`] from the
+    /// layers' metadata; [`Error::Refused`] if a backing file that has the range was not opened.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn map(&self, offset: u64, len: u64) -> Result<Extent> {
+        match self.extents(offset, len)?.next().await? {
+            Some(extent) => Ok(extent),
+            None => Err(Error::out_of_bounds(offset, len, self.virtual_size())),
+        }
+    }
+
+    /// The extents of `len` bytes from guest `offset`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if the range is not within the disk.
+    pub fn extents(&self, offset: u64, len: u64) -> Result<Extents<'_, S>> {
+        let end = self.range_end(offset, len)?;
+        Ok(Extents { image: self, offset, end, ahead: None })
+    }
+
+    /// The extent at `offset`, as long as one look-up tells.
+    async fn extent_at(&self, offset: u64, mut len: u64) -> Result<Extent> {
+        let mut depth = 0;
+        loop {
+            let layer = &self.layers[depth];
+            let rest = layer.virtual_size().saturating_sub(offset);
+            if rest == 0 {
+                // The zeros behind the end of a short backing file belong to it: it hides what is below.
+                return Ok(Extent { offset, len, kind: ExtentKind::Zero { host: None }, depth });
+            }
+            len = len.min(rest);
+            let run = match layer.run_cached(offset, len) {
+                Some(run) => run?,
+                None => layer.run(offset, len).await?,
+            };
+            len = run.len;
+            if run.kind != RunKind::Unallocated {
+                let (kind, len) = layer.extent_kind(&run).await?;
+                return Ok(Extent { offset, len, kind, depth });
+            }
+            match layer.below {
+                Below::Zeros => {
+                    return Ok(Extent { offset, len, kind: ExtentKind::Unallocated, depth });
+                }
+                Below::Layer => depth += 1,
+                Below::Left => return Err(self.backing_left(depth)),
+            }
+        }
+    }
+}
+
+impl<S: Storage> Layer<S> {
+    /// The kind of a run that this layer has, and how much of it is of that kind.
+    async fn extent_kind(&self, run: &Run) -> Result<(ExtentKind, u64)> {
+        Ok(match run.kind {
+            RunKind::Unallocated => (ExtentKind::Unallocated, run.len),
+            RunKind::Zero { host } => (ExtentKind::Zero { host }, run.len),
+            RunKind::Compressed(cluster) => {
+                (ExtentKind::Compressed { host: cluster.host, len: cluster.len }, run.len)
+            }
+            RunKind::Data { host } => {
+                // A raw layer has no metadata: what its file says is all there is to know.
+                let Body::Raw(layer) = &self.body else {
+                    return Ok((ExtentKind::Data { host }, run.len));
+                };
+                let extent = layer
+                    .storage
+                    .extent_at(host.get(), run.len)
+                    .await
+                    .map_err(|error| Error::storage("extent", host.get(), run.len, error))?;
+                let kind = match extent.kind {
+                    StorageExtentKind::Data => ExtentKind::Data { host },
+                    StorageExtentKind::Hole => ExtentKind::Hole { host },
+                };
+                (kind, extent.len.clamp(1, run.len))
+            }
+        })
+    }
+}

@@ -1,0 +1,272 @@
+//! Opening an image: its own structures first, then, if the gate lets it, what it refers to.
+//!
+//! Layers are opened one after the other from the top, never by recursion: a chain is as deep as the image says.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cache::TableCache;
+use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
+use crate::format::{Header, HostOffset, Parsed, Snapshot, SnapshotTable};
+use crate::storage::Storage;
+
+use super::Image;
+use super::codec::Codec;
+use super::gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, Source};
+use super::inflated::Inflated;
+use super::layer::{Below, Body, DataFile, Layer, Qcow2Layer, RawLayer};
+use super::metadata::Metadata;
+use super::options::{OpenOptions, References, SnapshotSelector};
+use super::requests::Requests;
+
+/// How much of the snapshot table is read at a time: its length is not known before it is parsed.
+const SNAPSHOT_READ_LEN_BYTES: u64 = 64 << 10;
+
+/// What [`Image::open`] gives.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Opened<S> {
+    /// The image.
+    pub image: Image<S>,
+}
+
+impl<S: Storage> Image<S> {
+    /// Opens `source`, and what it refers to as far as `gate` lets it.
+    ///
+    /// With the image comes the cleaner of its caches, unless the interval is zero: a future for the caller to run
+    /// wherever it likes. An image without a running cleaner works, and keeps what it has cached.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Unsupported`] and [`Error::LimitExceeded`] if a layer cannot be understood;
+    /// [`Error::Refused`] by the gate; [`Error::NotFound`] if there is no such snapshot; [`Error::Storage`];
+    /// [`Error::InvalidArgument`] for options that contradict each other.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops what was opened.
+    pub async fn open<G: Gate<Storage = S>>(
+        source: Source<S>,
+        gate: &G,
+        options: OpenOptions,
+    ) -> Result<Opened<S>> {
+        let mut layers: Vec<Layer<S>> = Vec::new();
+        let mut identities: Vec<Identity> = Vec::new();
+        let mut next = Some(source);
+        while let Some(source) = next.take() {
+            if layers.len() >= options.chain_depth_max {
+                return Err(Error::LimitExceeded {
+                    what: "backing chain depth",
+                    value: layers.len() as u64 + 1,
+                    limit: options.chain_depth_max as u64,
+                });
+            }
+            if let Some(identity) = source.identity {
+                if identities.contains(&identity) {
+                    return Err(chain_loop(layers.len()).into());
+                }
+                identities.push(identity);
+            }
+            let depth = layers.len();
+            let location = source.location;
+            let mut below = Below::Zeros;
+            let body = match source.format {
+                Format::Raw => {
+                    let metadata = Metadata::new(source.storage).await?;
+                    Body::Raw(RawLayer {
+                        len: metadata.file_len(),
+                        storage: metadata.into_storage(),
+                    })
+                }
+                Format::Qcow2 => {
+                    let mut layer = Qcow2Layer::open(source.storage, depth, &options).await?;
+                    layer.open_data_file(gate, &location, depth, &identities, &options).await?;
+                    if let Some(name) = &layer.header.backing_file {
+                        below = Below::Left;
+                        if options.references == References::Follow {
+                            let reference = Reference {
+                                kind: ReferenceKind::BackingFile,
+                                name,
+                                format: layer.header.backing_format(),
+                                from: &location,
+                                depth: depth + 1,
+                            };
+                            below = match gate.open(&reference).await? {
+                                Answer::Open(source) => {
+                                    next = Some(source);
+                                    Below::Layer
+                                }
+                                Answer::Zeros => Below::Zeros,
+                            };
+                        }
+                    }
+                    Body::Qcow2(Box::new(layer))
+                }
+            };
+            layers.push(Layer { body, location, below });
+        }
+        Ok(Self::assemble(layers, options))
+    }
+
+    fn assemble(layers: Vec<Layer<S>>, options: OpenOptions) -> Opened<S> {
+        let in_flight = layers.iter().map(Layer::requests_in_flight).max().unwrap_or(1);
+        let inflating = options.workers.as_ref().map_or(1, |workers| 2 * workers.parallelism());
+        let image = Self {
+            layers,
+            requests: Requests::default(),
+            pieces_in_flight: inflating.max(usize::try_from(in_flight).unwrap_or(1)),
+            workers: options.workers,
+        };
+        Opened { image }
+    }
+}
+
+impl<S: Storage> Layer<S> {
+    fn requests_in_flight(&self) -> u32 {
+        match &self.body {
+            Body::Raw(layer) => layer.storage.limits().requests_in_flight,
+            Body::Qcow2(layer) => layer.metadata.storage().limits().requests_in_flight,
+        }
+    }
+}
+
+impl<S: Storage> Qcow2Layer<S> {
+    /// Opens the image in `storage`: everything but what it refers to. Only the top layer can be opened at a snapshot.
+    async fn open(storage: S, depth: usize, options: &OpenOptions) -> Result<Self> {
+        let metadata = Metadata::new(storage).await?;
+        let probe = metadata.load_some(0, Header::PROBE_LEN as u64).await?;
+        let header_len = Header::probe_len(&probe)? as u64;
+        let first = metadata.load_some(0, header_len).await?;
+        let header = Header::parse(&first, metadata.file_len())?;
+        let geometry = header.geometry();
+        let context = header.l2_context();
+        let snapshots = load_snapshots(&metadata, &header).await?;
+
+        let mut structure = Structure::L1Table;
+        let mut l1_table = header.l1_table_offset;
+        let mut l1_entries = u64::from(header.l1_entries);
+        // Sectors of 512 bytes are the unit in which a guest sees a disk.
+        let mut virtual_size = header.size / 512 * 512;
+        if let (0, Some(selector)) = (depth, &options.snapshot) {
+            let (index, snapshot) = select(&snapshots, selector)?;
+            snapshot.validate_l1_table(index, header.snapshot_table_offset, &geometry)?;
+            structure = Structure::SnapshotTable;
+            l1_table = snapshot.l1_table_offset;
+            l1_entries = u64::from(snapshot.l1_entries);
+            virtual_size = snapshot.disk_size.unwrap_or(virtual_size) / 512 * 512;
+        }
+        let l1 = load_l1(&metadata, structure, l1_table, l1_entries).await?;
+
+        let cluster_size = geometry.cluster_size();
+        let cluster_len = usize::try_from(cluster_size).map_err(|_| Error::LimitExceeded {
+            what: "cluster bytes",
+            value: cluster_size,
+            limit: usize::MAX as u64,
+        })?;
+        Ok(Self {
+            data: DataFile::None,
+            context,
+            snapshots,
+            l1,
+            l1_table,
+            virtual_size,
+            l2_cache: Arc::new(TableCache::new(32 << 20, cluster_size.min(4096))),
+            refcount_cache: Arc::new(TableCache::new(4 * cluster_size, cluster_size.min(4096))),
+            codec: Codec::new(header.compression, cluster_len),
+            inflated: Inflated::new(options.inflated_len_bytes_max, cluster_size),
+            geometry,
+            header,
+            metadata,
+        })
+    }
+
+    async fn open_data_file<G: Gate<Storage = S>>(
+        &mut self,
+        gate: &G,
+        location: &Path,
+        depth: usize,
+        identities: &[Identity],
+        options: &OpenOptions,
+    ) -> Result<()> {
+        if !self.header.has_data_file() {
+            return Ok(());
+        }
+        if options.references == References::Leave {
+            self.data = DataFile::Left;
+            return Ok(());
+        }
+        let name = self.header.data_file().unwrap_or_default();
+        let reference =
+            Reference { kind: ReferenceKind::DataFile, name, format: None, from: location, depth };
+        self.data = match gate.open(&reference).await? {
+            Answer::Zeros => DataFile::Zeros,
+            Answer::Open(source) => {
+                if source.identity.is_some_and(|identity| identities.contains(&identity)) {
+                    return Err(chain_loop(depth).into());
+                }
+                DataFile::Open(source.storage)
+            }
+        };
+        Ok(())
+    }
+}
+
+async fn load_l1<S: Storage>(
+    metadata: &Metadata<S>,
+    structure: Structure,
+    table: HostOffset,
+    entries: u64,
+) -> Result<Box<[u64]>> {
+    let bytes = metadata.load(structure, table.get(), entries * 8).await?;
+    // OK to unwrap: the chunks have eight bytes.
+    #[allow(clippy::unwrap_used)]
+    let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
+    Ok(bytes.chunks_exact(8).map(entry).collect())
+}
+
+/// Reads the snapshot table. Its length is only known when it has been parsed, so more is read until it is whole.
+async fn load_snapshots<S: Storage>(
+    metadata: &Metadata<S>,
+    header: &Header,
+) -> Result<Vec<Snapshot>> {
+    if header.snapshot_count == 0 {
+        return Ok(Vec::new());
+    }
+    let table = header.snapshot_table_offset;
+    let mut len = SNAPSHOT_READ_LEN_BYTES;
+    loop {
+        let bytes = metadata.load_some(table.get(), len).await?;
+        match SnapshotTable::parse(&bytes, header.snapshot_count, table)? {
+            Parsed::Complete(parsed) => return Ok(parsed.snapshots),
+            Parsed::Incomplete { len_min } => {
+                metadata.must_hold(Structure::SnapshotTable, table.get(), len_min)?;
+                // Doubling bounds how often it is parsed again.
+                len = len_min.max(len.saturating_mul(2));
+            }
+        }
+    }
+}
+
+/// The error for a layer at `depth` that is the same file as one above it.
+fn chain_loop(depth: usize) -> Corrupt {
+    Corrupt::new(CorruptKind::ChainLoop { depth }, Structure::BackingChain)
+}
+
+/// The snapshot that `selector` means, and its index.
+fn select<'a>(
+    snapshots: &'a [Snapshot],
+    selector: &SnapshotSelector,
+) -> Result<(u64, &'a Snapshot)> {
+    let by_id = |id: &[u8]| snapshots.iter().position(|snapshot| snapshot.id == id);
+    let by_name = |name: &[u8]| snapshots.iter().position(|snapshot| snapshot.name == name);
+    let (found, wanted) = match selector {
+        SnapshotSelector::Id(id) => (by_id(id), id),
+        SnapshotSelector::Name(name) => (by_name(name), name),
+        SnapshotSelector::IdOrName(word) => (by_id(word).or_else(|| by_name(word)), word),
+    };
+    match found {
+        Some(index) => Ok((index as u64, &snapshots[index])),
+        None => Err(Error::NotFound {
+            what: "snapshot",
+            name: String::from_utf8_lossy(wanted).into_owned(),
+        }),
+    }
+}
