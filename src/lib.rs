@@ -1,9 +1,19 @@
 //! cowshed: a qcow2 engine.
 
+// Whatever can differ between two runs comes in through Storage, Timer, Workers and the executor: see clippy.toml.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 pub mod cache;
 pub mod error;
 pub mod format;
 pub mod image;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "adapters are where effects live"
+)]
 pub mod rt;
 pub mod storage;
 mod sync;

@@ -4,6 +4,8 @@
 //! keeps in a cache that outlives the clone: `$COWSHED_CACHE`, or `~/.cache/cowshed`. Each step says what it does and how
 //! long it took. Nothing here is part of the library; std is all it uses.
 
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 mod chores;
 mod fuzz;
 mod paths;
