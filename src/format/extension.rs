@@ -57,8 +57,8 @@ pub enum Extension {
 }
 
 impl Extension {
-    pub(super) const CRYPTO_HEADER: u32 = CRYPTO_HEADER;
-    pub(super) const FEATURE_NAMES: u32 = FEATURE_NAMES;
+    pub(in crate::format) const CRYPTO_HEADER: u32 = CRYPTO_HEADER;
+    pub(in crate::format) const FEATURE_NAMES: u32 = FEATURE_NAMES;
 
     /// Returns the number of the type.
     pub fn kind(&self) -> u32 {
@@ -149,7 +149,7 @@ impl Extension {
     }
 
     /// Appends the mark that ends the area.
-    pub(super) fn encode_end(into: &mut Vec<u8>) {
+    pub(in crate::format) fn encode_end(into: &mut Vec<u8>) {
         into.extend_from_slice(&[0; PREFIX_LEN]);
     }
 }
@@ -265,16 +265,16 @@ impl CryptoHeader {
 
 /// One extension as it lies in the file.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RawExtension<'a> {
+pub(in crate::format) struct RawExtension<'a> {
     /// Offset in the file.
-    pub(super) at: u64,
-    pub(super) kind: u32,
-    pub(super) data: &'a [u8],
+    pub(in crate::format) at: u64,
+    pub(in crate::format) kind: u32,
+    pub(in crate::format) data: &'a [u8],
 }
 
 /// Splits the area of header extensions, without looking into them.
 #[derive(Debug)]
-pub(super) struct RawExtensions<'a> {
+pub(in crate::format) struct RawExtensions<'a> {
     /// The image from offset 0 to the end of the area.
     bytes: &'a [u8],
     at: usize,
@@ -282,7 +282,7 @@ pub(super) struct RawExtensions<'a> {
 
 impl<'a> RawExtensions<'a> {
     /// Looks at `bytes`, which start at offset 0 of the file, from `start` on.
-    pub(super) fn new(bytes: &'a [u8], start: usize) -> Self {
+    pub(in crate::format) fn new(bytes: &'a [u8], start: usize) -> Self {
         Self { bytes, at: start }
     }
 }
