@@ -11,6 +11,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 pub(crate) use async_lock::OnceCell;
+pub(crate) use event_listener::Event;
 pub(crate) use std::sync::Arc;
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

@@ -39,12 +39,19 @@
 //!
 //! This module must not know the image, guest offsets, or what the words of a slice say.
 
+mod cleaner;
+mod options;
 mod scratch;
 mod slot;
 mod statistics;
 mod stripe;
 mod table;
 
+pub use cleaner::{Cleaner, CleanerControl};
+pub use options::{
+    CACHE_CLEAN_INTERVAL_DEFAULT, CACHE_CLEAN_INTERVAL_MAX, CACHE_ENTRY_BYTES_DEFAULT,
+    CacheOptions, CacheSizes, L2_CACHE_BYTES_DEFAULT,
+};
 pub use scratch::SCRATCH_BYTES_MAX;
 pub use slot::Slice;
 pub use statistics::CacheStatistics;

@@ -128,8 +128,9 @@ impl Stripe {
     }
 
     /// Drops the slices that are not pinned and were not used since the sweep before, into `dropped`: freeing them is
-    /// for the caller, when the lock is gone.
-    pub(super) fn sweep(&mut self, dropped: &mut Vec<Slice>) {
+    /// for the caller, when the lock is gone. Returns how many slots it has looked at.
+    pub(super) fn sweep(&mut self, dropped: &mut Vec<Slice>) -> usize {
+        let swept = self.slots.len();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let State::Clean(slice) = &slot.state else { continue };
@@ -148,6 +149,7 @@ impl Stripe {
             let counts = self.counts;
             *self = Self { counts, ..Self::default() };
         }
+        swept
     }
 
     /// Makes a slot vacant and returns the slice that it held.

@@ -24,6 +24,13 @@ const SLICES_PER_STRIPE: u64 = 8;
 /// More stripes than that do not make collisions of threads noticeably rarer.
 const STRIPES_MAX: u64 = 128;
 
+/// A step of a pass ends with the stripe in which it has looked at so many slots.
+const STEP_SLOTS_MAX: usize = 8192;
+
+/// A step of a pass ends with the stripe in which it has freed so many bytes: the allocator and the kernel take
+/// longer to take memory back than a sweep takes to find it.
+const STEP_FREED_BYTES_MAX: u64 = 1 << 20;
+
 /// Slices of tables, keyed by host offset; see the [module](super).
 #[derive(Debug)]
 pub struct TableCache {
@@ -117,14 +124,30 @@ impl TableCache {
     ///
     /// Synchronous and without I/O. It holds one stripe's lock at a time, and frees outside of it.
     pub fn pass(&self) {
+        let mut stripe = Some(0);
+        while let Some(next) = stripe {
+            stripe = self.pass_from(next);
+        }
+    }
+
+    /// One step of a pass, over some stripes from number `first` on. Returns where the next step begins, or `None` if
+    /// this was the last one.
+    pub(super) fn pass_from(&self, first: usize) -> Option<usize> {
         let mut dropped = Vec::new();
-        for stripe in &self.stripes {
-            stripe.0.lock().sweep(&mut dropped);
-            self.slices.0.fetch_sub(dropped.len() as u64, Ordering::Relaxed);
+        let (mut swept, mut freed_bytes) = (0, 0);
+        for (index, stripe) in self.stripes.iter().enumerate().skip(first) {
+            if swept >= STEP_SLOTS_MAX || freed_bytes >= STEP_FREED_BYTES_MAX {
+                return Some(index);
+            }
+            swept += stripe.0.lock().sweep(&mut dropped);
+            let slices = dropped.len() as u64;
+            freed_bytes += slices * self.entry_bytes;
             dropped.clear();
+            self.slices.0.fetch_sub(slices, Ordering::Relaxed);
         }
         self.scratch.clear();
         self.passes.fetch_add(1, Ordering::Relaxed);
+        None
     }
 
     /// What the cache has counted, and what it holds.
