@@ -246,12 +246,13 @@ proptest! {
             Err(fault) => prop_assert!(!fault.at(host(0), 0).to_string().is_empty()),
         }
         // What a reader takes from an entry without reserved bits, a writer puts back.
-        if !extended && entry.reserved_bits(&context) == (0, 0) {
-            if let Ok(kind) = entry.cluster(&context) {
-                let copied = kind.host().is_some() && entry.copied();
-                let again = L2Entry::new(kind, copied, geometry);
-                prop_assert_eq!(again.cluster(&context), Ok(kind));
-            }
+        if !extended
+            && entry.reserved_bits(&context) == (0, 0)
+            && let Ok(kind) = entry.cluster(&context)
+        {
+            let copied = kind.host().is_some() && entry.copied();
+            let again = L2Entry::new(kind, copied, geometry);
+            prop_assert_eq!(again.cluster(&context), Ok(kind));
         }
     }
 }

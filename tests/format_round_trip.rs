@@ -151,11 +151,11 @@ proptest! {
         let mut bytes = header.encode().unwrap();
         bytes.resize(header.geometry().cluster_size() as usize, 0);
         bytes[at] = byte;
-        if let Ok(parsed) = Header::parse_for_check(&bytes, u64::MAX) {
-            if let Ok(mut again) = parsed.encode() {
-                again.resize(header.geometry().cluster_size() as usize, 0);
-                prop_assert_eq!(Header::parse_for_check(&again, u64::MAX).unwrap(), parsed);
-            }
+        if let Ok(parsed) = Header::parse_for_check(&bytes, u64::MAX)
+            && let Ok(mut again) = parsed.encode()
+        {
+            again.resize(header.geometry().cluster_size() as usize, 0);
+            prop_assert_eq!(Header::parse_for_check(&again, u64::MAX).unwrap(), parsed);
         }
         let _ = Header::deviations(&bytes);
     }

@@ -21,10 +21,10 @@ mod posix;
 mod smol;
 #[cfg(all(not(target_family = "wasm"), feature = "tokio"))]
 mod tokio;
-#[cfg(not(target_family = "wasm"))]
-mod workers;
 #[cfg(any(test, all(target_family = "wasm", feature = "browser")))]
 mod window;
+#[cfg(not(target_family = "wasm"))]
+mod workers;
 
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 pub use blob::{BlobStatistics, BlobStorage, Uint8ArrayStorage};
