@@ -1,0 +1,144 @@
+//! The fear: what is missing or broken behind a valid header reads as zeros, or as something else.
+//!
+//! An image written by hand from the specification, with one thing wrong, and what a read says of it.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use cowshed::image::{
+    Answer, Format, Gate, Identity, Image, OpenOptions, Reference, RefuseAll, Source,
+};
+use cowshed::storage::MemoryStorage;
+use cowshed::{Error, Result};
+use futures::executor::block_on;
+
+/// A disk of 64 KiB in an image with clusters of 64 KiB: refcount table and L1 table, an L2 table, room for data.
+fn image(l2_entry: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 0x50000];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, b"QFI\xfb\0\0\0\x03");
+    put(20, &16_u32.to_be_bytes()); // cluster_bits
+    put(24, &0x10000_u64.to_be_bytes()); // size
+    put(36, &1_u32.to_be_bytes()); // l1_size
+    put(40, &0x20000_u64.to_be_bytes()); // l1_table_offset
+    put(48, &0x10000_u64.to_be_bytes()); // refcount_table_offset
+    put(56, &1_u32.to_be_bytes()); // refcount_table_clusters
+    put(96, &4_u32.to_be_bytes()); // refcount_order
+    put(100, &104_u32.to_be_bytes()); // header_length
+    put(0x20000, &0x8000_0000_0003_0000_u64.to_be_bytes());
+    put(0x30000, &l2_entry.to_be_bytes());
+    bytes
+}
+
+fn source(bytes: Vec<u8>) -> Source<MemoryStorage> {
+    Source {
+        storage: MemoryStorage::new(bytes),
+        format: Format::Qcow2,
+        location: "image.qcow2".into(),
+        identity: Some(Identity(1, 1)),
+    }
+}
+
+async fn read(bytes: Vec<u8>) -> Result<Vec<u8>> {
+    let gate = RefuseAll::default();
+    let image = Image::open(source(bytes), &gate, OpenOptions::default()).await?.image;
+    let mut read = vec![0xa5; 0x10000];
+    image.read_at(&mut read, 0).await?;
+    Ok(read)
+}
+
+#[track_caller]
+fn assert_corrupt<T: std::fmt::Debug>(result: Result<T>, code: &str, text: &str) {
+    let error = result.unwrap_err();
+    assert_eq!(error.to_string(), text);
+    let Error::Corrupt(corrupt) = error else { panic!("{error:?}") };
+    assert_eq!(corrupt.code(), code);
+}
+
+#[test]
+fn image_without_fault_is_read() {
+    let mut bytes = image(0x8000_0000_0004_0000);
+    bytes[0x40000..].fill(7);
+    assert_eq!(block_on(read(bytes)).unwrap(), vec![7; 0x10000]);
+}
+
+#[test]
+fn l2_table_past_the_end_of_the_file_is_an_error_and_not_zeros() {
+    let mut bytes = image(0);
+    bytes.truncate(0x30000);
+    let result = block_on(read(bytes));
+    let error = result.unwrap_err();
+    let Error::Corrupt(corrupt) = &error else { panic!("{error:?}") };
+    assert_eq!((corrupt.code(), corrupt.structure()), ("past-end-of-file", "L2 table"));
+    assert_eq!(corrupt.offset(), Some(0x30000));
+    assert!(error.to_string().ends_with("end past the end of the file at 0x30000"), "{error}");
+}
+
+#[test]
+fn entry_off_its_alignment_is_an_error_and_names_the_entry() {
+    assert_corrupt(
+        block_on(read(image(0x8000_0000_0004_0200))),
+        "l2-entry-unaligned",
+        "L2 entry 0 at 0x30000: host offset 0x40200 is not aligned to 0x10000",
+    );
+}
+
+#[test]
+fn bytes_that_are_no_stream_are_an_error() {
+    // One sector of which the first block has the reserved type 3.
+    let mut bytes = image(0x4000_0000_0004_0000);
+    bytes[0x40000..0x40200].fill(0xff);
+    assert_corrupt(
+        block_on(read(bytes)),
+        "stream-invalid",
+        "compressed cluster at 0x40000: 512 bytes are not a stream of the image's compression type",
+    );
+}
+
+#[test]
+fn stream_that_ends_before_the_cluster_does_is_an_error() {
+    // One final block, stored, of one byte.
+    let mut bytes = image(0x4000_0000_0004_0000);
+    bytes[0x40000..0x40006].copy_from_slice(&[1, 1, 0, 0xfe, 0xff, b'x']);
+    assert_corrupt(
+        block_on(read(bytes)),
+        "stream-short",
+        "compressed cluster at 0x40000: stream within 512 bytes ends before it has made a cluster of 65536",
+    );
+}
+
+/// Answers every name with the same file.
+struct SameFile(Vec<u8>);
+
+impl Gate for SameFile {
+    type Storage = MemoryStorage;
+
+    async fn open(&self, _: &Reference<'_>) -> Result<Answer<MemoryStorage>> {
+        Ok(Answer::Open(source(self.0.clone())))
+    }
+}
+
+#[test]
+fn image_that_is_its_own_backing_file_is_an_error() {
+    let mut bytes = image(0);
+    // The name behind the mark that ends the extensions.
+    bytes[8..16].copy_from_slice(&0x80_u64.to_be_bytes());
+    bytes[16..20].copy_from_slice(&11_u32.to_be_bytes());
+    bytes[0x80..0x8b].copy_from_slice(b"image.qcow2");
+    let opened =
+        block_on(Image::open(source(bytes.clone()), &SameFile(bytes), OpenOptions::default()));
+    assert_corrupt(
+        opened.map(|_| ()),
+        "chain-loop",
+        "backing chain: layer 1 is the same file as a layer above it",
+    );
+}
+
+#[test]
+fn encrypted_clusters_are_not_given_out_as_they_are() {
+    let mut bytes = image(0x8000_0000_0004_0000);
+    bytes[35] = 1; // crypt_method: AES
+    let error = block_on(read(bytes)).unwrap_err();
+    let Error::Unsupported(unsupported) = &error else { panic!("{error:?}") };
+    assert_eq!(unsupported.code(), "encryption");
+    assert!(error.to_string().ends_with(": guest data is encrypted with AES"), "{error}");
+}
