@@ -18,6 +18,8 @@ pub mod rt;
 pub mod storage;
 mod sync;
 pub mod timer;
+#[cfg(all(target_family = "wasm", feature = "browser"))]
+pub mod wasm;
 pub mod workers;
 
 pub use error::{Error, Result};

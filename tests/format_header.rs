@@ -1,5 +1,7 @@
 //! Headers: what QEMU writes is read, and what is read comes out as it was.
 
+#![cfg(not(target_family = "wasm"))]
+
 use std::process::Command;
 
 use cowshed::format::{

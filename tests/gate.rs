@@ -1,6 +1,8 @@
 //! The fear: an image from a stranger names a file of ours, and looking at the image shows or opens it.
 //!
 //! Each test is a name that an image could hold, and what the gate of the command makes of it.
+
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(all(unix, feature = "file"))]
 

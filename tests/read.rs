@@ -1,6 +1,7 @@
 //! Reading, held against QEMU byte for byte: every image of the matrix, whole and in odd pieces, at its snapshots, with
 //! caches so small that nothing stays, and with workers.
 
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;

@@ -2,6 +2,8 @@
 //!
 //! Built by the same code as the demonstration, once for the target folder, and never changed by a test.
 
+#![cfg(not(target_family = "wasm"))]
+
 #[path = "../xtask/src/real_image.rs"]
 mod real_image;
 mod support;

@@ -1,5 +1,7 @@
 //! The pool of threads that inflates clusters: every job runs once, no job is lost when the pool goes, and a job that
 //! panics harms no other.
+
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;

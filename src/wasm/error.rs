@@ -1,0 +1,36 @@
+//! What promises reject with: an `Error` with `code`, `structure` and `offset`.
+
+use wasm_bindgen::JsValue;
+
+use super::value::{object, set};
+use crate::Error;
+
+/// The error as JavaScript's.
+pub(super) fn to_js(error: Error) -> JsValue {
+    let (code, structure, offset) = match &error {
+        Error::Corrupt(corrupt) => (corrupt.code(), Some(corrupt.structure()), corrupt.offset()),
+        Error::Unsupported(unsupported) => {
+            (unsupported.code(), Some(unsupported.structure()), unsupported.offset())
+        }
+        Error::Storage { offset, .. } => ("storage", None, Some(*offset)),
+        Error::Open { .. } => ("open", None, None),
+        Error::Refused { .. } => ("refused", None, None),
+        Error::OutOfBounds { offset, .. } => ("out-of-bounds", None, Some(*offset)),
+        Error::Closed => ("closed", None, None),
+        Error::ReadOnly(_) => ("read-only", None, None),
+        Error::NotFound { .. } => ("not-found", None, None),
+        Error::InvalidArgument(_) => ("invalid-argument", None, None),
+        Error::LimitExceeded { .. } => ("limit-exceeded", None, None),
+    };
+    let made = JsValue::from(js_sys::Error::new(&error.to_string()));
+    set(&made, "name", "CowshedError");
+    set(&made, "code", code);
+    set(&made, "structure", structure);
+    set(&made, "offset", offset);
+    if let Error::Refused { kind, name, .. } = error {
+        let reference =
+            object([("kind", kind.replace(' ', "-").into()), ("name", name.as_str().into())]);
+        set(&made, "reference", reference);
+    }
+    made
+}

@@ -1,0 +1,162 @@
+/** What an image is read from: slices of a `Blob` or `File`, never the whole of it, or bytes in memory. */
+export type ImageSource = Blob | Uint8Array;
+
+export type ImageFormat = "qcow2" | "raw";
+
+/** Another file that an image names, which the page is asked for. */
+export interface ImageReference {
+    kind: "backing-file" | "data-file";
+    /** The name as the image has it: text from a stranger, to show and not to interpret. */
+    name: string;
+    /** The format that the image states for a backing file. */
+    format: string | null;
+    /** How many layers lie above: 1 for the backing file of the image itself, 0 for its data file. */
+    depth: number;
+    /** The name of the layer that refers to it. */
+    from: string;
+}
+
+/** The page's answer: a file, zeros in its place, or nothing, which refuses. */
+export type ImageAnswer = { source: ImageSource; format?: ImageFormat; name?: string } | "zeros" | null;
+
+export interface OpenOptions {
+    /** What to call the image in messages; a `File` has a name of its own. */
+    name?: string;
+    /** Without it the format is guessed from the first bytes, and `formatGuessed` is true. */
+    format?: ImageFormat;
+    /** Opens this internal snapshot, by its id or else its name, instead of the active state. */
+    snapshot?: string;
+    /** Asked for each file that the image or one of its layers names. Without it every such image is refused. */
+    resolve?: (reference: ImageReference) => Promise<ImageAnswer> | ImageAnswer;
+}
+
+/** What promises reject with. */
+export interface CowshedError extends Error {
+    name: "CowshedError";
+    /** What it is, in kebab case; stable. */
+    code: string;
+    /** The structure that is damaged or not supported: "header", "L2 table"... */
+    structure?: string;
+    /** Where in the file that is. */
+    offset?: bigint;
+    /** With the code "refused": what the image names. */
+    reference?: { kind: "backing-file" | "data-file"; name: string };
+}
+
+export interface HeaderField {
+    /** The specification's name. */
+    name: string;
+    offset: number;
+    length: number;
+    value: bigint;
+    meaning: string;
+}
+
+/** A feature bit that is set. */
+export interface Feature {
+    set: "incompatible" | "compatible" | "autoclear";
+    bit: number;
+    name: string;
+    /** Whether this package knows it. */
+    known: boolean;
+}
+
+export interface HeaderExtension {
+    type: number;
+    name: string;
+    /** Of the extension in the file. */
+    offset: number;
+    /** Of its data, without type, length and padding. */
+    length: number;
+    text: string;
+}
+
+export interface Snapshot {
+    id: string;
+    name: string;
+    vmStateSize: bigint;
+    /** Seconds since 1970. */
+    date: number;
+    /** How long the guest had been running, in nanoseconds. */
+    vmClock: bigint;
+    /** `null` where the image does not say: the image's own size. */
+    diskSize: bigint | null;
+    icount: bigint | null;
+}
+
+export interface Layer {
+    name: string;
+    format: ImageFormat;
+    virtualSize: bigint;
+    hostSize: bigint;
+    /** 0 is the image itself. */
+    depth: number;
+}
+
+export type ExtentKind = "data" | "zero" | "compressed" | "unallocated";
+
+/** A run of guest bytes that one layer answers for in one way. */
+export interface Extent {
+    offset: bigint;
+    length: bigint;
+    kind: ExtentKind;
+    depth: number;
+    /** Where it begins in its layer's file, or data file. */
+    host: bigint | null;
+    /** Of a compressed cluster's stream the upper bound. */
+    hostLength: bigint | null;
+}
+
+/** Under the keys of `qemu-img info --output=json`. `actual-size` is the length of the file. */
+export interface ImageInfo {
+    "virtual-size": number;
+    filename: string;
+    format: ImageFormat;
+    "actual-size": number;
+    "dirty-flag": boolean;
+    "cluster-size"?: number;
+    encrypted?: boolean;
+    "backing-filename"?: string;
+    "full-backing-filename"?: string;
+    "backing-filename-format"?: string;
+    snapshots?: {
+        id: string;
+        name: string;
+        "date-sec": number;
+        "date-nsec": number;
+        "vm-clock-sec": number;
+        "vm-clock-nsec": number;
+        "vm-state-size": number;
+        icount?: number;
+    }[];
+    "format-specific"?: {
+        type: "qcow2";
+        data: {
+            compat: "0.10" | "1.1";
+            "compression-type": "zlib" | "zstd";
+            "refcount-bits": number;
+            "lazy-refcounts"?: boolean;
+            corrupt?: boolean;
+            "extended-l2"?: boolean;
+            "data-file"?: string | null;
+            "data-file-raw"?: boolean;
+        };
+    };
+}
+
+export interface CacheStatistics {
+    hits: number;
+    misses: number;
+    loads: number;
+    evictions: number;
+    cleaned: number;
+    passes: number;
+    bytesHeld: number;
+}
+
+export interface Statistics {
+    /** For each layer, in their order. */
+    layers: { l2: CacheStatistics; refcount: CacheStatistics }[];
+    /** For each `Blob` that was opened: slices read, bytes in them, bytes held now. */
+    blobs: { fetches: number; bytesFetched: number; bytesHeld: number }[];
+}
