@@ -78,7 +78,7 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
         ran.push("engine in Chromium, page");
     }
     if fuzz {
-        fuzz::run(10, None)?;
+        fuzz::run_for(10, None)?;
         ran.push("fuzz targets");
     }
     println!("\nEverything passed: {}.", ran.join("; "));

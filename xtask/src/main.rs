@@ -86,7 +86,7 @@ fn chore(arguments: &[String]) -> Result<()> {
             let seconds = rest.word().map(|seconds| seconds.parse()).transpose()?.unwrap_or(10);
             let target = rest.word();
             rest.end()?;
-            fuzz::run(seconds, target.as_deref())
+            fuzz::run_for(seconds, target.as_deref())
         }
         Some("help" | "--help" | "-h") | None => {
             print!("{HELP}");
