@@ -23,3 +23,8 @@ pub mod wasm;
 pub mod workers;
 
 pub use error::{Error, Result};
+
+/// Runs the README's examples with the documentation's.
+#[cfg(all(doctest, feature = "file", not(target_family = "wasm")))]
+#[doc = include_str!("../README.md")]
+struct Readme;
