@@ -56,6 +56,7 @@ structures! {
     L1Table = "L1 table", "L1 entry";
     L2Table = "L2 table", "L2 entry";
     RefcountTable = "refcount table", "refcount table entry";
+    RefcountBlock = "refcount block", "refcount block entry";
     SnapshotTable = "snapshot table", "snapshot";
     BitmapDirectory = "bitmap directory", "bitmap directory entry";
     BitmapTable = "bitmap table", "bitmap table entry";

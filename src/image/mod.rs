@@ -26,12 +26,13 @@ mod metadata;
 mod open;
 mod options;
 mod read;
+mod refcount;
 mod requests;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cache::CacheStatistics;
+use crate::cache::{CacheStatistics, CleanerControl};
 use crate::error::{Error, Result};
 use crate::format::{Geometry, Header, Snapshot};
 use crate::storage::Storage;
@@ -54,6 +55,7 @@ pub struct Image<S> {
     /// Never empty; the image itself is first.
     layers: Vec<Layer<S>>,
     requests: Requests,
+    cleaner: CleanerControl,
     workers: Option<Arc<dyn Workers>>,
     /// How many pieces of a request are in flight together.
     pieces_in_flight: usize,
@@ -142,6 +144,8 @@ impl<S: Storage> Image<S> {
     /// A close that is dropped stays begun: requests are refused, and a later call completes it.
     pub async fn close(&self) -> Result<()> {
         self.requests.close().await;
+        self.cleaner.stop();
+        self.cleaner.join().await;
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cache::TableCache;
+use crate::cache::{CACHE_CLEAN_INTERVAL_DEFAULT, Cleaner, CleanerControl, TableCache};
 use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::{Header, HostOffset, Parsed, Snapshot, SnapshotTable};
 use crate::storage::Storage;
@@ -28,6 +28,8 @@ const SNAPSHOT_READ_LEN_BYTES: u64 = 64 << 10;
 pub struct Opened<S> {
     /// The image.
     pub image: Image<S>,
+    /// The cleaner of its caches, to be run wherever the caller likes; `None` if the interval is zero.
+    pub cleaner: Option<Cleaner>,
 }
 
 impl<S: Storage> Image<S> {
@@ -109,13 +111,19 @@ impl<S: Storage> Image<S> {
     fn assemble(layers: Vec<Layer<S>>, options: OpenOptions) -> Opened<S> {
         let in_flight = layers.iter().map(Layer::requests_in_flight).max().unwrap_or(1);
         let inflating = options.workers.as_ref().map_or(1, |workers| 2 * workers.parallelism());
+        let caches = layers.iter().filter_map(|layer| match &layer.body {
+            Body::Qcow2(layer) => Some([&layer.l2_cache, &layer.refcount_cache].map(Arc::clone)),
+            Body::Raw(_) => None,
+        });
+        let interval = options.cache.cache_clean_interval.unwrap_or(CACHE_CLEAN_INTERVAL_DEFAULT);
         let image = Self {
+            cleaner: CleanerControl::new(caches.flatten(), interval),
             layers,
             requests: Requests::default(),
             pieces_in_flight: inflating.max(usize::try_from(in_flight).unwrap_or(1)),
             workers: options.workers,
         };
-        Opened { image }
+        Opened { cleaner: image.cleaner.start(), image }
     }
 }
 
@@ -155,6 +163,7 @@ impl<S: Storage> Qcow2Layer<S> {
         }
         let l1 = load_l1(&metadata, structure, l1_table, l1_entries).await?;
 
+        let sizes = options.cache.resolve(&geometry, virtual_size)?;
         let cluster_size = geometry.cluster_size();
         let cluster_len = usize::try_from(cluster_size).map_err(|_| Error::LimitExceeded {
             what: "cluster bytes",
@@ -168,8 +177,11 @@ impl<S: Storage> Qcow2Layer<S> {
             l1,
             l1_table,
             virtual_size,
-            l2_cache: Arc::new(TableCache::new(32 << 20, cluster_size.min(4096))),
-            refcount_cache: Arc::new(TableCache::new(4 * cluster_size, cluster_size.min(4096))),
+            l2_cache: Arc::new(TableCache::new(sizes.l2_bytes, sizes.l2_entry_bytes)),
+            refcount_cache: Arc::new(TableCache::new(
+                sizes.refcount_bytes,
+                sizes.refcount_entry_bytes,
+            )),
             codec: Codec::new(header.compression, cluster_len),
             inflated: Inflated::new(options.inflated_len_bytes_max, cluster_size),
             geometry,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cache::CacheOptions;
 use crate::workers::Workers;
 
 /// Which state of the disk to look at.
@@ -30,6 +31,8 @@ pub enum References {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct OpenOptions {
+    /// The sizes of the metadata caches and the interval of their cleaner. Each layer has caches of its own.
+    pub cache: CacheOptions,
     /// Opens an internal snapshot instead of the active state, with the disk size and the L1 table of its own.
     pub snapshot: Option<SnapshotSelector>,
     /// Whether backing files and data files are opened.
@@ -52,6 +55,7 @@ impl OpenOptions {
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
+            cache: CacheOptions::default(),
             snapshot: None,
             references: References::default(),
             inflated_len_bytes_max: Self::INFLATED_LEN_BYTES_MAX_DEFAULT,
@@ -64,6 +68,7 @@ impl Default for OpenOptions {
 impl std::fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OpenOptions")
+            .field("cache", &self.cache)
             .field("snapshot", &self.snapshot)
             .field("references", &self.references)
             .field("inflated_len_bytes_max", &self.inflated_len_bytes_max)

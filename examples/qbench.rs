@@ -1,0 +1,188 @@
+//! Measures the engine: one workload a call, one line of `key=value` as the result.
+//!
+//! ```text
+//! qbench cowshed WORKLOAD FILE [key=value ...]
+//!   WORKLOAD: open | read | toraw | check | map
+//!   keys: size= (bytes addressed, default the virtual size) bs= n= qd= threads= stride= (in blocks; odd and large reads
+//!         all over) direct=1 l2=BYTES out=FILE
+//! ```
+//!
+//! It speaks the command line of the benchmark harness that measures other engines on the same files, so that all are
+//! measured in one run; `docs/performance.md` says how. Requests are driven as an embedder without a runtime would:
+//! `block_on` on each thread, one image for all.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails stops")]
+#![allow(clippy::disallowed_methods, clippy::cast_precision_loss, reason = "it measures time")]
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cowshed::image::{ExtentKind, Format, Identity, Image, OpenOptions, RefuseAll, Source};
+use cowshed::rt::{DiskStorage, FileOptions, ThreadWorkers, open_storage};
+use futures::executor::block_on;
+
+struct Arguments {
+    workload: String,
+    file: String,
+    keys: HashMap<String, String>,
+}
+
+impl Arguments {
+    fn number(&self, key: &str, default: u64) -> u64 {
+        self.keys.get(key).map_or(default, |value| {
+            let (digits, unit) = match value.to_ascii_lowercase().chars().last() {
+                Some('k') => (&value[..value.len() - 1], 1 << 10),
+                Some('m') => (&value[..value.len() - 1], 1 << 20),
+                Some('g') => (&value[..value.len() - 1], 1 << 30),
+                Some('t') => (&value[..value.len() - 1], 1 << 40),
+                _ => (value.as_str(), 1),
+            };
+            digits.parse::<u64>().expect("a number") * unit
+        })
+    }
+
+    fn report(&self, secs: f64, n: u64, bytes: u64, extra: &str) {
+        println!(
+            "engine=cowshed wl={} qd={} threads={} n={n} secs={secs:.6} flush=0.000000 iops={:.0} mibs={:.1} \
+             us_per_op={:.2} {extra}",
+            self.workload,
+            self.number("qd", 1),
+            self.number("threads", 1),
+            n as f64 / secs,
+            bytes as f64 / 1_048_576.0 / secs,
+            secs * 1e6 / n as f64,
+        );
+    }
+}
+
+async fn open(arguments: &Arguments) -> Image<DiskStorage> {
+    let options = FileOptions::new().direct(arguments.number("direct", 0) == 1);
+    let storage = open_storage(&arguments.file, &options).expect("the image file");
+    let (device, inode) = storage.identity();
+    let source = Source {
+        storage,
+        format: Format::Qcow2,
+        location: arguments.file.clone().into(),
+        identity: Some(Identity(device, inode)),
+    };
+    let mut options = OpenOptions::default();
+    options.workers = Some(Arc::new(ThreadWorkers::new()));
+    if arguments.keys.contains_key("l2") {
+        options.cache.l2_cache_size = Some(arguments.number("l2", 0));
+    }
+    Image::open(source, &RefuseAll::new(), options).await.expect("a qcow2 image").image
+}
+
+/// This thread's share of the requests: every `threads`-th from `thread` on.
+async fn requests(
+    image: &Image<DiskStorage>,
+    arguments: &Arguments,
+    thread: u64,
+    threads: u64,
+) -> u64 {
+    let block_len = arguments.number("bs", 4096);
+    let blocks = arguments.number("size", image.virtual_size()) / block_len;
+    let count = arguments.number("n", blocks) / threads;
+    let depth = arguments.number("qd", 1).min(count).max(1);
+    let stride = u128::from(arguments.number("stride", 1));
+    let next = Cell::new(0);
+    let worker = || async {
+        let mut buf = vec![0; usize::try_from(block_len).unwrap()];
+        while next.get() < count {
+            let index = u128::from(next.replace(next.get() + 1) * threads + thread);
+            let block = u64::try_from(index * stride % u128::from(blocks)).unwrap();
+            image.read_at(&mut buf, block * block_len).await.expect("a read");
+        }
+    };
+    if depth == 1 {
+        worker().await;
+    } else {
+        futures::future::join_all((0..depth).map(|_| worker())).await;
+    }
+    count
+}
+
+async fn to_raw(image: &Image<DiskStorage>, out: &str) {
+    let out = std::fs::File::create(out).unwrap();
+    out.set_len(image.virtual_size()).unwrap();
+    let mut buf = vec![0; 2 << 20];
+    let mut extents = image.extents(0, image.virtual_size()).unwrap();
+    while let Some(extent) = extents.next().await.expect("a map") {
+        if !matches!(extent.kind, ExtentKind::Data { .. } | ExtentKind::Compressed { .. }) {
+            continue;
+        }
+        let mut offset = extent.offset;
+        let end = extent.offset + extent.len;
+        while offset < end {
+            let len = usize::try_from((end - offset).min(buf.len() as u64)).unwrap();
+            image.read_at(&mut buf[..len], offset).await.expect("a read");
+            out.write_all_at(&buf[..len], offset).unwrap();
+            offset += len as u64;
+        }
+    }
+}
+
+fn main() {
+    let mut words = std::env::args().skip(1);
+    let (Some(_), Some(workload), Some(file)) = (words.next(), words.next(), words.next()) else {
+        eprintln!("usage: qbench cowshed open|read|toraw|check|map FILE [key=value ...]");
+        std::process::exit(2);
+    };
+    let pair = |word: String| {
+        let (key, value) = word.split_once('=').expect("key=value");
+        (key.to_owned(), value.to_owned())
+    };
+    let arguments = &Arguments { workload, file, keys: words.map(pair).collect() };
+    let start = Instant::now();
+    let image = &block_on(open(arguments));
+    let opened = start.elapsed();
+    let threads = arguments.number("threads", 1);
+    let start = Instant::now();
+    match arguments.workload.as_str() {
+        "open" => {
+            let mut buf = [0; 4096];
+            block_on(image.read_at(&mut buf, arguments.number("off", 0))).expect("a read");
+            let secs = (opened + start.elapsed()).as_secs_f64();
+            let extra =
+                format!("open_us={} read_us={}", opened.as_micros(), start.elapsed().as_micros());
+            arguments.report(secs, 1, 4096, &extra);
+        }
+        "read" => {
+            let count: u64 = if threads == 1 {
+                block_on(requests(image, arguments, 0, 1))
+            } else {
+                std::thread::scope(|scope| {
+                    let part = |thread| {
+                        scope.spawn(move || block_on(requests(image, arguments, thread, threads)))
+                    };
+                    let parts: Vec<_> = (0..threads).map(part).collect();
+                    parts.into_iter().map(|part| part.join().unwrap()).sum()
+                })
+            };
+            let bytes = count * arguments.number("bs", 4096);
+            arguments.report(start.elapsed().as_secs_f64(), count, bytes, "");
+        }
+        "toraw" => {
+            block_on(to_raw(image, &arguments.keys["out"]));
+            arguments.report(start.elapsed().as_secs_f64(), 1, image.virtual_size(), "");
+        }
+        "map" => {
+            let extents = block_on(async {
+                let mut extents = image.extents(0, image.virtual_size()).unwrap();
+                let mut count = 0;
+                while extents.next().await.expect("a map").is_some() {
+                    count += 1;
+                }
+                count
+            });
+            arguments.report(start.elapsed().as_secs_f64(), extents, image.virtual_size(), "");
+        }
+        other => {
+            eprintln!("qbench: workload {other} is not supported");
+            std::process::exit(1);
+        }
+    }
+}
