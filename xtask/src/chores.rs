@@ -1,6 +1,5 @@
 //! The chores that a newcomer meets: the demonstration and the tests.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::process::{cargo, command, run, step};
@@ -88,10 +87,7 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
 /// Builds the npm package into `pkg/`.
 pub(crate) fn package() -> Result<()> {
     step("build the npm package", || {
-        let readme = paths::root().join("pkg/README.md");
-        let tracked =
-            fs::read(&readme).map_err(|error| format!("{}: {error}", readme.display()))?;
-        let built = run(command(wasm_pack()?).env("PATH", setup::wasm_path()?).args([
+        run(command(wasm_pack()?).env("PATH", setup::wasm_path()?).args([
             "build",
             "--mode",
             "no-install",
@@ -101,10 +97,8 @@ pub(crate) fn package() -> Result<()> {
             "--no-default-features",
             "--features",
             "browser",
-        ]));
-        // wasm-pack puts the project's README there; the package has its own.
-        fs::write(&readme, tracked)?;
-        built
+        ]))?;
+        run(command("node").env("PATH", setup::wasm_path()?).arg("xtask/finish-package.mjs"))
     })
 }
 
