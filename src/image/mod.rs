@@ -16,6 +16,7 @@
 //!
 //! This module must not know runtimes, files, clocks, threads or randomness.
 
+pub mod check;
 mod codec;
 mod detect;
 mod gate;
