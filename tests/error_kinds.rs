@@ -1,5 +1,7 @@
 //! What an `Error` says, and what it becomes as `std::io::Error`: adapters hand it on to code that knows only that.
 
+#![cfg(not(target_family = "wasm"))]
+
 use std::error::Error as _;
 use std::io;
 

@@ -1,6 +1,7 @@
 //! What QEMU opens is parsed, what QEMU refuses is refused: an image of QEMU's with one byte of its header changed, for
 //! every byte and the values where rules begin and end. And what QEMU stores is what is read: snapshots, bitmaps, LUKS.
 
+#![cfg(not(target_family = "wasm"))]
 // The bytes of files and tables in tests: they are small.
 #![allow(clippy::cast_possible_truncation)]
 

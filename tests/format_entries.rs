@@ -1,5 +1,7 @@
 //! Entries of tables against the specification's bit layouts, with numbers written by hand or made by QEMU.
 
+#![cfg(not(target_family = "wasm"))]
+
 use cowshed::format::{
     ClusterKind, CompressedCluster, Geometry, GuestOffset, HostOffset, L1Entry, L2Context, L2Entry,
     RefcountTableEntry, SubclusterKind, Version, refcount,

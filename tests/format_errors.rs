@@ -1,6 +1,8 @@
 //! One test for each check of the format: a structure that is right but for one thing, the kind that is reported for it,
 //! and where. The structures are written by hand from the specification.
 
+#![cfg(not(target_family = "wasm"))]
+
 use cowshed::format::{
     BitmapDirectory, BitmapDirectoryEntry, BitmapTableEntry, BitmapsExtension, ClusterKind,
     Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Context, L2Entry, LuksHeader,

@@ -1,5 +1,7 @@
 //! What is parsed comes out as it was, and what is encoded is read as it was meant, for random values of every structure.
 
+#![cfg(not(target_family = "wasm"))]
+
 use cowshed::format::feature::FeatureNames;
 use cowshed::format::{
     Autoclear, BitmapDirectory, BitmapDirectoryEntry, BitmapFlags, BitmapTableEntry,

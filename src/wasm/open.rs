@@ -16,7 +16,7 @@ use crate::image::{
     self, Answer, Format, Gate, Identity, OpenOptions, Reference, ReferenceKind, SnapshotSelector,
     Source, detect,
 };
-use crate::rt::{BlobStorage, Uint8ArrayStorage};
+use crate::rt::{BlobStorage, JsTimer, Uint8ArrayStorage};
 use crate::storage::{Buf, LocalBoxStorage, Storage};
 
 /// Opens an image.
@@ -48,6 +48,9 @@ async fn open(source: JsValue, options: &JsValue) -> Result<Image> {
     };
     let format = source.format;
     let opened = image::Image::open(source, &gate, settings).await?;
+    if let Some(cleaner) = opened.cleaner {
+        super::EXECUTOR.with(|executor| executor.spawn(cleaner.run(JsTimer)).detach());
+    }
     Ok(Image::new(opened.image, format, guessed, opener.stores.take()))
 }
 
