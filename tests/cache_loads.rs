@@ -160,6 +160,7 @@ fn load_that_all_have_left_leaves_no_trace() {
     scene.cancel(first);
     assert!(scene.storage.waiting().is_empty());
     assert_eq!(scene.cache.statistics().bytes_held, 0);
+    assert!(!format!("{:?}", scene.cache).contains("Loading"), "the slot is vacant again");
     let (_again, outcome) = scene.ask(3);
     scene.storage.release(3 * SLICE);
     scene.settle();
@@ -170,9 +171,9 @@ fn load_that_all_have_left_leaves_no_trace() {
 #[test]
 fn failed_load_makes_each_who_waits_try_for_itself() {
     let scene = Scene::new(8, Gated::shut());
-    let (_1, first) = scene.ask(3);
-    let (_2, second) = scene.ask(3);
-    let (_3, third) = scene.ask(3);
+    let (_first, first) = scene.ask(3);
+    let (_second, second) = scene.ask(3);
+    let (_third, third) = scene.ask(3);
     scene.storage.fail(3 * SLICE);
     scene.settle();
     assert!(has_failed(&first));
@@ -192,13 +193,14 @@ fn failed_load_makes_each_who_waits_try_for_itself() {
 #[test]
 fn failed_load_is_not_cached() {
     let scene = Scene::new(8, Gated::shut());
-    let (_1, first) = scene.ask(3);
+    let (_first, first) = scene.ask(3);
     scene.storage.fail(3 * SLICE);
     scene.settle();
     assert!(has_failed(&first));
     assert!(!scene.cached(3));
     assert_eq!(scene.cache.statistics().loads, 0);
-    let (_2, second) = scene.ask(3);
+    assert!(!format!("{:?}", scene.cache).contains("Loading"), "the slot is vacant again");
+    let (_second, second) = scene.ask(3);
     scene.storage.release(3 * SLICE);
     scene.settle();
     assert_got(&second, 3);

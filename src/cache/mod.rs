@@ -21,8 +21,8 @@
 //!   lock.
 //! - A slice is **pinned** while somebody holds the [`Slice`] that `get` returned, or a clone of it. A pinned slice is neither evicted nor
 //!   dropped by a pass.
-//! - **Eviction** is CLOCK over all stripes: the hand clears the mark of what was used and takes what was not. The
-//!   victim's memory is reused for the newcomer.
+//! - **Eviction** is CLOCK over all stripes: a hand goes round, cools down what was used and takes what is cold, which
+//!   comes near to taking the least recently used. The victim's memory is reused for the newcomer.
 //! - A **pass** ([`TableCache::pass`]) drops what was not used since the pass before, QEMU's rule.
 //!
 //! # Memory

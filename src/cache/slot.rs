@@ -65,6 +65,13 @@ impl Slice {
 /// dropped, the next one tries.
 pub(super) type Load = OnceCell<Slice>;
 
+/// The heat of a slice that was loaded and not found again: the hand spares it once, so that those that are older
+/// go first.
+const HEAT_LOADED: u8 = 1;
+
+/// The heat of a slice that was found: it survives those that a scan loads once.
+pub(super) const HEAT_USED: u8 = 2;
+
 /// Where a slot is in its life; see the [module](super).
 #[derive(Debug)]
 pub(super) enum State {
@@ -87,21 +94,16 @@ pub(super) struct Slot {
     /// The slice's mixed number, as in the stripe's index.
     pub(super) key: u64,
     pub(super) state: State,
-    /// Since the hand of the eviction went by.
-    pub(super) used_since_hand: bool,
-    /// Since the cleaner's last pass.
+    /// How often the hand of the eviction goes by before it takes the slice.
+    pub(super) heat: u8,
+    /// Whether the slice was used since the cleaner's last pass.
     pub(super) used_since_pass: bool,
 }
 
 impl Slot {
-    /// A slot in which `key` is being loaded. Loading counts as a use for the cleaner. It does not for eviction:
-    /// what a scan loads and never comes back to goes first.
+    /// A slot in which `key` is being loaded, which is a use for the cleaner.
     pub(super) fn loading(key: u64, load: Arc<Load>) -> Self {
-        Self {
-            key,
-            state: State::Loading { load, shares: 1 },
-            used_since_hand: false,
-            used_since_pass: true,
-        }
+        let state = State::Loading { load, shares: 1 };
+        Self { key, state, heat: HEAT_LOADED, used_since_pass: true }
     }
 }

@@ -5,8 +5,14 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::slot::{Load, Slice, Slot, State};
+use super::slot::{HEAT_USED, Load, Slice, Slot, State};
 use crate::sync::Arc;
+
+/// How many slices a sweep takes at a time.
+const DROPPED_MAX: usize = 32;
+
+/// A stripe that is to hold more grows when it comes to it.
+const RESERVED_SLOTS_MAX: u64 = 4096;
 
 /// What somebody who asks for a slice gets.
 pub(super) enum Lookup {
@@ -14,6 +20,30 @@ pub(super) enum Lookup {
     Found(Slice),
     /// A share in its load, to be ended by [`Stripe::publish`] or given back by [`Stripe::leave`].
     Miss(Arc<Load>),
+}
+
+/// Slices that a sweep took: a few at a time, so that none waits long for the lock. They are kept on the stack, as
+/// memory that is allocated in the midst of freeing stays behind and keeps the allocator from shrinking its heap.
+#[derive(Default)]
+pub(super) struct Dropped {
+    slices: [Option<Slice>; DROPPED_MAX],
+    count: usize,
+}
+
+impl Dropped {
+    /// Adds a slice; whether it was the last one that fits.
+    fn push(&mut self, slice: Slice) -> bool {
+        self.slices[self.count] = Some(slice);
+        self.count += 1;
+        self.count == DROPPED_MAX
+    }
+
+    /// Frees them all; returns how many there were.
+    pub(super) fn free(&mut self) -> u64 {
+        let count = std::mem::take(&mut self.count);
+        self.slices[..count].fill_with(|| None);
+        count as u64
+    }
 }
 
 /// What a stripe counts; see [`CacheStatistics`](super::CacheStatistics).
@@ -27,7 +57,7 @@ pub(super) struct Counts {
 }
 
 /// Slots, addressed by mixed keys.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stripe {
     /// The slot of each key that is not vacant.
     index: HashMap<u64, u32, BuildHasherDefault<MixedHasher>>,
@@ -40,13 +70,30 @@ pub(super) struct Stripe {
 }
 
 impl Stripe {
+    /// An empty stripe that is to hold up to `slots`, or more if it must.
+    ///
+    /// It takes room for them now, which the system backs with memory when they are used: what grew later would lie
+    /// among the slices and keep the allocator from giving their memory back.
+    pub(super) fn new(slots: u64) -> Self {
+        // OK to cast: bounded.
+        #[allow(clippy::cast_possible_truncation)]
+        let slots = slots.min(RESERVED_SLOTS_MAX) as usize;
+        Self {
+            index: HashMap::with_capacity_and_hasher(slots, BuildHasherDefault::default()),
+            slots: Vec::with_capacity(slots),
+            vacant: Vec::with_capacity(slots),
+            hand: 0,
+            counts: Counts::default(),
+        }
+    }
+
     /// The slice of `key`, if it is here, noting the use.
     #[inline]
     pub(super) fn hit(&mut self, key: u64) -> Option<&Slice> {
         let slot = &mut self.slots[*self.index.get(&key)? as usize];
         let State::Clean(slice) = &slot.state else { return None };
-        if !(slot.used_since_hand && slot.used_since_pass) {
-            slot.used_since_hand = true;
+        if slot.heat != HEAT_USED || !slot.used_since_pass {
+            slot.heat = HEAT_USED;
             slot.used_since_pass = true;
         }
         self.counts.hits += 1;
@@ -107,15 +154,16 @@ impl Stripe {
         }
     }
 
-    /// Moves the hand to the next slice that was not used since the hand was there, and takes it. `None` when the hand
-    /// comes to the end of the stripe, where the next call starts from the beginning.
+    /// Moves the hand to the next slice that has cooled down, cooling those on the way, and takes it. `None` when the
+    /// hand comes to the end of the stripe; the next call starts from the beginning.
     pub(super) fn evict(&mut self) -> Option<Slice> {
         while self.hand < self.slots.len() {
             let hand = self.hand;
             self.hand += 1;
             let slot = &mut self.slots[hand];
             let State::Clean(slice) = &slot.state else { continue };
-            if std::mem::take(&mut slot.used_since_hand) || slice.is_pinned() {
+            if slot.heat > 0 || slice.is_pinned() {
+                slot.heat = slot.heat.saturating_sub(1);
                 continue;
             }
             self.counts.evictions += 1;
@@ -127,11 +175,11 @@ impl Stripe {
         None
     }
 
-    /// Drops the slices that are not pinned and were not used since the sweep before, into `dropped`: freeing them is
-    /// for the caller, when the lock is gone. Returns how many slots it has looked at.
-    pub(super) fn sweep(&mut self, dropped: &mut Vec<Slice>) -> usize {
-        let swept = self.slots.len();
-        for index in 0..self.slots.len() {
+    /// Takes the slices that are not pinned and were not used since the sweep before, beginning with slot number
+    /// `first`. Returns where to go on when `dropped` is full, or `None` at the end. Freeing what it took is for the
+    /// caller, when the lock is gone.
+    pub(super) fn sweep(&mut self, first: usize, dropped: &mut Dropped) -> Option<usize> {
+        for index in first..self.slots.len() {
             let slot = &mut self.slots[index];
             let State::Clean(slice) = &slot.state else { continue };
             // New pins are made under this lock only, so one that is seen unpinned stays so. The end of a pin is a
@@ -142,14 +190,24 @@ impl Stripe {
                 self.counts.cleaned += 1;
                 // OK to cast: slots are numbered in u32, see `get`.
                 #[allow(clippy::cast_possible_truncation)]
-                dropped.extend(self.vacate(index as u32));
+                if let Some(slice) = self.vacate(index as u32)
+                    && dropped.push(slice)
+                {
+                    return Some(index + 1);
+                }
             }
         }
         if self.index.is_empty() {
-            let counts = self.counts;
-            *self = Self { counts, ..Self::default() };
+            self.slots.clear();
+            self.vacant.clear();
+            self.hand = 0;
         }
-        swept
+        None
+    }
+
+    /// The number of slots, vacant ones included.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
     }
 
     /// Makes a slot vacant and returns the slice that it held.

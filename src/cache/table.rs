@@ -5,9 +5,9 @@
 use std::io;
 
 use super::scratch::Scratch;
-use super::slot::{Load, Slice};
+use super::slot::{HEAT_USED, Load, Slice};
 use super::statistics::CacheStatistics;
-use super::stripe::{Lookup, Stripe};
+use super::stripe::{Dropped, Lookup, Stripe};
 use crate::format::HostOffset;
 use crate::storage::{Buf, Storage};
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
@@ -60,13 +60,15 @@ impl TableCache {
         );
         let slices_max = (budget_bytes / entry_bytes).max(1);
         let stripes = (slices_max / SLICES_PER_STRIPE).clamp(1, STRIPES_MAX).next_power_of_two();
+        // A scan empties a stripe while the hand is in it, and fills those before twice as full as they were.
+        let share = (slices_max / stripes).saturating_mul(3) + 16;
         // OK to cast: at most ENTRY_BYTES_MAX.
         #[allow(clippy::cast_possible_truncation)]
         let scratch = Scratch::new(entry_bytes as usize);
         Self {
             entry_bytes,
             slices_max,
-            stripes: (0..stripes).map(|_| Padded::default()).collect(),
+            stripes: (0..stripes).map(|_| Padded(Mutex::new(Stripe::new(share)))).collect(),
             scratch,
             slices: Padded::default(),
             hand: AtomicUsize::new(0),
@@ -133,17 +135,20 @@ impl TableCache {
     /// One step of a pass, over some stripes from number `first` on. Returns where the next step begins, or `None` if
     /// this was the last one.
     pub(super) fn pass_from(&self, first: usize) -> Option<usize> {
-        let mut dropped = Vec::new();
+        let mut dropped = Dropped::default();
         let (mut swept, mut freed_bytes) = (0, 0);
         for (index, stripe) in self.stripes.iter().enumerate().skip(first) {
             if swept >= STEP_SLOTS_MAX || freed_bytes >= STEP_FREED_BYTES_MAX {
                 return Some(index);
             }
-            swept += stripe.0.lock().sweep(&mut dropped);
-            let slices = dropped.len() as u64;
-            freed_bytes += slices * self.entry_bytes;
-            dropped.clear();
-            self.slices.0.fetch_sub(slices, Ordering::Relaxed);
+            swept += stripe.0.lock().slots();
+            let mut slot = Some(0);
+            while let Some(next) = slot {
+                slot = stripe.0.lock().sweep(next, &mut dropped);
+                let slices = dropped.free();
+                self.slices.0.fetch_sub(slices, Ordering::Relaxed);
+                freed_bytes += slices * self.entry_bytes;
+            }
         }
         self.scratch.clear();
         self.passes.fetch_add(1, Ordering::Relaxed);
@@ -238,8 +243,8 @@ impl TableCache {
 
     /// Takes the next victim, wherever it is: the hand goes through a stripe, then through the next.
     fn evict(&self) -> Option<Slice> {
-        // Twice around, as the first time may only clear marks, and once for the part of a stripe before its hand.
-        for _ in 0..=2 * self.stripes.len() {
+        // Once around for each degree of heat, once to find what is cold, and the part of a stripe before its hand.
+        for _ in 0..=(usize::from(HEAT_USED) + 1) * self.stripes.len() {
             let hand = self.hand.load(Ordering::Relaxed) & (self.stripes.len() - 1);
             if let Some(victim) = self.stripes[hand].0.lock().evict() {
                 return Some(victim);

@@ -161,7 +161,12 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        *self.0.inner.in_flight.lock().unwrap().get_mut(&self.1).unwrap() -= 1;
+        let mut in_flight = self.0.inner.in_flight.lock().unwrap();
+        let count = in_flight.get_mut(&self.1).unwrap();
+        *count -= 1;
+        if *count == 0 {
+            in_flight.remove(&self.1);
+        }
     }
 }
 
