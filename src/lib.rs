@@ -9,6 +9,7 @@ pub mod cache;
 pub mod error;
 pub mod format;
 pub mod image;
+pub mod inspect;
 #[allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
