@@ -4,6 +4,7 @@
 //!
 //! The cleaner runs beside the reads, as often as it can, wherever the runtime puts it.
 
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::process::{command, output_bytes, path_with, run, step};
+use crate::process::{command, output, path_with, run, step};
 use crate::{Result, paths, setup};
 
 /// Runs `only`, or every target that `fuzz/fuzz_targets` holds, for `seconds` each.
@@ -34,9 +34,10 @@ pub(crate) fn run_for(seconds: u32, only: Option<&str>) -> Result<()> {
                 "-rss_limit_mb=1024",
                 "-timeout=10",
                 "-verbosity=0",
+                "-print_funcs=0",
                 "-print_final_stats=1",
                 // A whole image, or some entries of a table.
-                if target == "image" { "-max_len=65536" } else { "-max_len=4096" },
+                if target == "image" { "-max_len=98304" } else { "-max_len=4096" },
                 &format!("-max_total_time={seconds}"),
             ]);
             run(&mut fuzz)
@@ -45,18 +46,79 @@ pub(crate) fn run_for(seconds: u32, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Small images of many kinds, for the targets to start from.
+/// What the targets start from: images of every kind that are as small as they can be, by `qemu-img create -o` and
+/// `qemu-io` commands. A mutation of a small file is likely to hit something.
+const SEEDS: &[(&str, &str, &[&str])] = &[
+    (
+        "old",
+        "compat=0.10,cluster_size=512",
+        &["write -P 1 1k 3k", "write -c -P 2 8k 512", "discard 2k 1k"],
+    ),
+    (
+        "small",
+        "cluster_size=512,refcount_bits=1",
+        &["write -P 3 0 2k", "write -z 1k 512", "write -P 4 30k 1k"],
+    ),
+    ("wide", "cluster_size=1k,refcount_bits=64", &["write -P 5 1k 9k", "write -z -u 4k 2k"]),
+    (
+        "zlib",
+        "cluster_size=4k",
+        &["write -c -P 6 0 4k", "write -c -P 7 8k 4k", "write -P 8 9k 512"],
+    ),
+    (
+        "zstd",
+        "cluster_size=4k,compression_type=zstd",
+        &["write -c -P 9 0 4k", "write -c -P 10 4k 4k"],
+    ),
+    (
+        "subclusters",
+        "cluster_size=16k,extended_l2=on",
+        &["write -P 11 1k 2k", "write -z 512 512", "discard 0 512"],
+    ),
+    ("metadata", "cluster_size=512,preallocation=metadata,lazy_refcounts=on", &[]),
+];
+
+/// Makes [`SEEDS`] in a folder of the target's, and returns the folder.
 fn seeds() -> Result<PathBuf> {
-    let seeds = paths::target().join("fuzz-seeds");
-    fs::create_dir_all(&seeds)?;
-    for entry in fs::read_dir(paths::root().join("tests/browser_images"))? {
-        let path = entry?.path();
-        let name = path.file_stem().unwrap_or_default();
-        if path.to_string_lossy().ends_with(".qcow2.gz") {
-            fs::write(seeds.join(name), output_bytes(command("gzip").arg("-dc").arg(&path))?)?;
-        }
+    let folder = paths::target().join("fuzz-seeds-1");
+    if folder.exists() {
+        return Ok(folder);
     }
-    Ok(seeds)
+    setup::image_tools()?;
+    step("make small images to start from", || {
+        let partial = paths::target().join(format!(".fuzz-seeds-{}", std::process::id()));
+        fs::create_dir_all(&partial)?;
+        for (name, options, commands) in SEEDS {
+            let image = partial.join(name);
+            output(
+                command("qemu-img")
+                    .args(["create", "-q", "-f", "qcow2", "-o", options])
+                    .arg(&image)
+                    .arg("40k"),
+            )?;
+            let mut qemu_io = command("qemu-io");
+            qemu_io.args(["-f", "qcow2", "-d", "unmap"]);
+            for line in *commands {
+                qemu_io.args(["-c", line]);
+            }
+            if !commands.is_empty() {
+                output(qemu_io.arg(&image))?;
+            }
+            if !name.starts_with('s') {
+                output(command("qemu-img").args(["snapshot", "-c", "seed"]).arg(&image))?;
+            }
+            if *name == "wide" {
+                output(
+                    command("qemu-img")
+                        .args(["bitmap", "--add", "-g", "512"])
+                        .arg(&image)
+                        .arg("seed"),
+                )?;
+            }
+        }
+        Ok(fs::rename(&partial, &folder)?)
+    })?;
+    Ok(folder)
 }
 
 fn targets() -> Result<Vec<String>> {

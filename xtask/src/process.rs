@@ -46,14 +46,9 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command that must succeed and returns what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    Ok(String::from_utf8_lossy(&output_bytes(command)?).into_owned())
-}
-
-/// Does what [`output`] does, for what is not text.
-pub(crate) fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.output().map_err(|error| cannot_run(command, &error))?;
     if output.status.success() {
-        Ok(output.stdout)
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         Err(format!("{} failed: {}\n{said}", shown(command), output.status).into())
