@@ -289,7 +289,10 @@ async fn random_requests_agree_with_the_model(storage: impl Storage) {
 /// Makes one test of each claim for the storage that `$make` makes: `Subject<impl Storage>`.
 macro_rules! contract {
     ($name:ident, $make:expr) => {
-        contract!(@ $name, $make,
+        contract!($name, $make, block_on);
+    };
+    ($name:ident, $make:expr, $block_on:path) => {
+        contract!(@ $name, $make, $block_on,
             empty_storage_reads_as_zeros
             written_bytes_are_read_back
             bytes_past_the_end_are_zeros
@@ -305,14 +308,14 @@ macro_rules! contract {
             random_requests_agree_with_the_model
         );
     };
-    (@ $name:ident, $make:expr, $($claim:ident)*) => {
+    (@ $name:ident, $make:expr, $block_on:path, $($claim:ident)*) => {
         mod $name {
             use super::*;
             $(
                 #[test]
                 fn $claim() {
                     let subject = $make;
-                    block_on(super::$claim(subject.storage));
+                    $block_on(super::$claim(subject.storage));
                 }
             )*
         }
@@ -349,6 +352,27 @@ mod files {
         let Subject { storage, _keep } = file(&FileOptions::new());
         Subject { storage: BoxStorage::new(storage), _keep }
     });
+
+    #[cfg(all(target_os = "linux", feature = "uring"))]
+    mod uring {
+        use cowshed::rt::UringStorage;
+
+        use super::*;
+
+        fn uring(options: &FileOptions) -> Subject<UringStorage> {
+            let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let options = options.clone().writable(true).create(true);
+            let storage = UringStorage::open(folder.path().join("disk"), &options).unwrap();
+            Subject { storage, _keep: Some(folder) }
+        }
+
+        // On an executor that knows nothing of it, through the shared ring...
+        contract!(shared_cached, uring(&FileOptions::new()));
+        contract!(shared_direct, uring(&FileOptions::new().direct(true)));
+        // ...and on its own.
+        contract!(own_cached, uring(&FileOptions::new()), cowshed::rt::block_on);
+        contract!(own_direct, uring(&FileOptions::new().direct(true)), cowshed::rt::block_on);
+    }
 
     #[test]
     fn cached_file_answers_at_once_and_direct_one_never() {

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::file::{FileOptions, FileStorage};
+#[cfg(all(target_os = "linux", feature = "uring"))]
+use super::uring::UringStorage;
 use crate::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
 
 /// A file as storage, by whatever [`open_storage`] found to be best. Clones are the same storage.
@@ -14,6 +16,8 @@ pub struct DiskStorage(Kind);
 #[derive(Debug, Clone)]
 enum Kind {
     File(FileStorage),
+    #[cfg(all(target_os = "linux", feature = "uring"))]
+    Uring(UringStorage),
 }
 
 /// Opens the file at `path` by the best means that this machine has.
@@ -21,7 +25,7 @@ enum Kind {
 /// # Errors
 /// As [`FileStorage::open`].
 pub fn open_storage(path: impl AsRef<Path>, options: &FileOptions) -> io::Result<DiskStorage> {
-    FileStorage::open(path, options).map(DiskStorage::from)
+    FileStorage::open(path, options).map(DiskStorage::best)
 }
 
 impl DiskStorage {
@@ -34,7 +38,7 @@ impl DiskStorage {
         path: impl Into<PathBuf>,
         options: &FileOptions,
     ) -> io::Result<Self> {
-        FileStorage::from_file(file, path, options).map(Self::from)
+        FileStorage::from_file(file, path, options).map(Self::best)
     }
 
     /// The path it was opened by.
@@ -58,13 +62,36 @@ impl DiskStorage {
     fn file_storage(&self) -> &FileStorage {
         match &self.0 {
             Kind::File(storage) => storage,
+            #[cfg(all(target_os = "linux", feature = "uring"))]
+            Kind::Uring(storage) => storage.file_storage(),
         }
+    }
+
+    #[cfg(all(target_os = "linux", feature = "uring"))]
+    fn best(storage: FileStorage) -> Self {
+        match UringStorage::from_storage(storage) {
+            Ok(storage) => Self(Kind::Uring(storage)),
+            Err(storage) => Self(Kind::File(storage)),
+        }
+    }
+
+    #[cfg(not(all(target_os = "linux", feature = "uring")))]
+    fn best(storage: FileStorage) -> Self {
+        Self(Kind::File(storage))
     }
 }
 
 impl From<FileStorage> for DiskStorage {
+    /// Uses the file as it is, without io_uring.
     fn from(storage: FileStorage) -> Self {
         Self(Kind::File(storage))
+    }
+}
+
+#[cfg(all(target_os = "linux", feature = "uring"))]
+impl From<UringStorage> for DiskStorage {
+    fn from(storage: UringStorage) -> Self {
+        Self(Kind::Uring(storage))
     }
 }
 
@@ -73,6 +100,8 @@ macro_rules! pass {
     ($self:ident, $storage:ident => $call:expr) => {
         match &$self.0 {
             Kind::File($storage) => $call,
+            #[cfg(all(target_os = "linux", feature = "uring"))]
+            Kind::Uring($storage) => $call,
         }
     };
 }

@@ -168,7 +168,10 @@ impl FileStorage {
         }
         let mut limits = StorageLimits { requests_in_flight: 32, ..StorageLimits::default() };
         if options.direct {
-            (limits.request_alignment, limits.memory_alignment) = posix::direct_alignment(&file)?;
+            let (request, memory) = posix::direct_alignment(&file)?;
+            limits.request_alignment = request;
+            // Devices take less, but a buffer that lies across pages costs them a tenth more.
+            limits.memory_alignment = memory.max(4096);
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -208,7 +211,7 @@ impl FileStorage {
         &self,
         change: impl FnOnce(&Inner) -> io::Result<Buf> + Send + 'static,
     ) -> impl Future<Output = io::Result<Buf>> + Send {
-        let task = match self.inner.check_writable() {
+        let task = match self.check_writable() {
             Ok(()) => {
                 let inner = Arc::clone(&self.inner);
                 Ok(unblock(move || change(&inner)))
@@ -218,8 +221,53 @@ impl FileStorage {
         async move { Running { inner: &self.inner, task: Some(task?) }.await }
     }
 
+    /// Refuses changes of a file that is open for reading.
+    pub(super) fn check_writable(&self) -> io::Result<()> {
+        match self.inner.writable {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("'{}' is open for reading only", self.inner.path.display()),
+            )),
+        }
+    }
+
+    /// Reads what comes after the first `done` bytes.
+    pub(super) async fn read_rest(
+        &self,
+        mut buf: Buf,
+        done: usize,
+        offset: u64,
+    ) -> io::Result<Buf> {
+        let inner = Arc::clone(&self.inner);
+        // Cancel: the thread owns the buffer.
+        unblock(move || {
+            let alignment = inner.limits.request_alignment;
+            if !done.is_multiple_of(alignment as usize) {
+                // Only the end of the file cuts a direct read within a block.
+                buf[done..].fill(0);
+            } else if let Some(at) = offset.checked_add(done as u64) {
+                posix::read_at(&inner.file, &mut buf[done..], at, alignment)?;
+            } else {
+                buf[done..].fill(0);
+            }
+            Ok(buf)
+        })
+        .await
+    }
+
+    /// Writes what comes after the first `done` bytes.
+    pub(super) async fn write_rest(&self, buf: Buf, done: usize, offset: u64) -> io::Result<Buf> {
+        self.change(move |inner| {
+            let at = offset.saturating_add(done as u64);
+            posix::write_at(&inner.file, &buf[done..], at)?;
+            Ok(buf)
+        })
+        .await
+    }
+
     /// Waits for the changes that were dropped before now. After it none of them can land any more.
-    async fn settle(&self) {
+    pub(super) async fn settle(&self) {
         let inner = &self.inner;
         // Cancel: what is still running stays in the list for the next flush.
         let mut settling = inner.settling.lock().await;
@@ -233,22 +281,12 @@ impl FileStorage {
 }
 
 impl SendStorage for FileStorage {
-    async fn read_at(&self, mut buf: Buf, offset: u64) -> io::Result<Buf> {
-        let inner = Arc::clone(&self.inner);
-        // Cancel: the thread owns the buffer.
-        unblock(move || {
-            posix::read_at(&inner.file, &mut buf, offset, inner.limits.request_alignment)?;
-            Ok(buf)
-        })
-        .await
+    async fn read_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
+        self.read_rest(buf, 0, offset).await
     }
 
     async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        self.change(move |inner| {
-            posix::write_at(&inner.file, &buf, offset)?;
-            Ok(buf)
-        })
-        .await
+        self.write_rest(buf, 0, offset).await
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -263,7 +301,7 @@ impl SendStorage for FileStorage {
     }
 
     async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.check_writable()?;
+        self.check_writable()?;
         if !self.inner.discards.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -326,16 +364,6 @@ impl SendStorage for FileStorage {
 }
 
 impl Inner {
-    fn check_writable(&self) -> io::Result<()> {
-        match self.writable {
-            true => Ok(()),
-            false => Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!("'{}' is open for reading only", self.path.display()),
-            )),
-        }
-    }
-
     fn dropped(&self) -> std::sync::MutexGuard<'_, Vec<Change>> {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }

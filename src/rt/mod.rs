@@ -5,8 +5,12 @@
 
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 mod blob;
+#[cfg(not(target_family = "wasm"))]
+mod block_on;
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 mod browser;
+#[cfg(all(target_os = "linux", feature = "uring"))]
+mod completion;
 #[cfg(all(unix, feature = "file"))]
 mod disk;
 #[cfg(all(unix, feature = "file"))]
@@ -17,10 +21,16 @@ mod gate;
 mod lock;
 #[cfg(all(unix, feature = "file"))]
 mod posix;
+#[cfg(all(target_os = "linux", feature = "uring"))]
+mod ring;
+#[cfg(all(target_os = "linux", feature = "uring"))]
+mod rings;
 #[cfg(all(not(target_family = "wasm"), feature = "smol"))]
 mod smol;
 #[cfg(all(not(target_family = "wasm"), feature = "tokio"))]
 mod tokio;
+#[cfg(all(target_os = "linux", feature = "uring"))]
+mod uring;
 #[cfg(any(test, all(target_family = "wasm", feature = "browser")))]
 mod window;
 #[cfg(not(target_family = "wasm"))]
@@ -28,6 +38,8 @@ mod workers;
 
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 pub use blob::{BlobStatistics, BlobStorage, Uint8ArrayStorage};
+#[cfg(not(target_family = "wasm"))]
+pub use block_on::block_on;
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 pub use browser::{BrowserExecutor, JsTimer, SLICE_MS};
 #[cfg(all(unix, feature = "file"))]
@@ -42,5 +54,7 @@ pub use lock::{LockError, LockMode};
 pub use smol::SmolTimer;
 #[cfg(all(not(target_family = "wasm"), feature = "tokio"))]
 pub use tokio::TokioTimer;
+#[cfg(all(target_os = "linux", feature = "uring"))]
+pub use uring::UringStorage;
 #[cfg(not(target_family = "wasm"))]
 pub use workers::ThreadWorkers;

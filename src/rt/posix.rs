@@ -28,7 +28,7 @@ pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64, alignment: u32) 
             Ok(n) => {
                 done += n;
                 // Only the end of the file cuts a direct read within a block; going on from there is an error.
-                if done % alignment as usize != 0 {
+                if !done.is_multiple_of(alignment as usize) {
                     break;
                 }
             }
