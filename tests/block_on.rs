@@ -1,5 +1,7 @@
 //! `block_on` waits in its thread's io_uring. The fear: a wake-up that is lost there, a request that no one serves, a
 //! buffer that is freed under the kernel's hands.
+
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(all(target_os = "linux", feature = "uring"))]
 

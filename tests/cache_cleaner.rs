@@ -5,6 +5,8 @@
 //! polled, in that window, asleep, in the middle of a pass, aborted, forgotten by its executor) and ends it there.
 //! Time is the test's: the timer completes when the test says so.
 
+#![cfg(not(target_family = "wasm"))]
+
 mod gated;
 
 use std::future::Future;

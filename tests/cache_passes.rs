@@ -4,6 +4,8 @@
 //! not used since the pass before; the end of a reference is a use. So a slice lives for one to two passes after its
 //! last use, and the first pass after opening drops nothing.
 
+#![cfg(not(target_family = "wasm"))]
+
 mod gated;
 
 use cowshed::cache::{Slice, TableCache};

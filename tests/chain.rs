@@ -1,5 +1,6 @@
 //! Backing chains: as deep as they come, in loops, with layers that were refused, left or lost.
 
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;

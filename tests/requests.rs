@@ -1,6 +1,7 @@
 //! The requests that reads become: few and long where clusters lie together, several in flight where they do not,
 //! aligned as the storage asks, and never more than its limits.
 
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;

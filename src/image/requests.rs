@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use event_listener::Event;
+use crate::sync::Event;
 
 use crate::error::{Error, Result};
 
