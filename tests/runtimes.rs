@@ -16,7 +16,8 @@ use std::time::Duration;
 use async_executor::{Executor, LocalExecutor};
 use cowshed::image::{Answer, Format, Gate, Identity, Image, OpenOptions, Reference, Source};
 use cowshed::rt::{
-    DiskStorage, FileOptions, FolderGate, SmolTimer, ThreadWorkers, TokioTimer, open_storage,
+    DiskStorage, FileOptions, FolderGate, SmolTimer, ThreadWorkers, TokioTimer, open_on_executor,
+    open_on_tokio, open_storage,
 };
 use cowshed::storage::{LocalBoxStorage, Storage};
 use cowshed::{Result, timer::Timer};
@@ -160,6 +161,39 @@ fn tokio_on_the_current_thread() {
         let gate = FolderGate::new(&test.path).unwrap();
         runtime.block_on(read_together(&test, source(&test), &gate, TokioTimer));
     }
+}
+
+#[test]
+fn image_opened_in_one_call_has_a_cleaner_that_ends_with_it() {
+    let test = &small_matrix().next().unwrap();
+    let gate = FolderGate::new(&test.path).unwrap();
+    let open = || open_storage(&test.path, &FileOptions::new()).unwrap().into_source(Format::Qcow2);
+
+    let executor = Executor::new();
+    cowshed::rt::block_on(executor.run(async {
+        let image = open_on_executor(&executor, open(), &gate, options()).await.unwrap();
+        assert!(!executor.is_empty(), "the cleaner runs");
+        read(test, &image, 1).await;
+        image.close().await.unwrap();
+        drop(open_on_executor(&executor, open(), &gate, options()).await.unwrap());
+    }));
+    while !executor.is_empty() {
+        // Closed or dropped, the images have ended their cleaners: they only have to notice.
+        block_on(executor.tick());
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let image = open_on_tokio(open(), &gate, options()).await.unwrap();
+        assert_eq!(tasks(), 1, "the cleaner runs");
+        read(test, &image, 1).await;
+        image.close().await.unwrap();
+        drop(open_on_tokio(open(), &gate, options()).await.unwrap());
+        while tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    });
 }
 
 /// Gives what another gate opens in an `Rc`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::file::{FileOptions, FileStorage};
 #[cfg(all(target_os = "linux", feature = "uring"))]
 use super::uring::UringStorage;
+use crate::image::{Format, Identity, Source};
 use crate::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
 
 /// A file as storage, by whatever [`open_storage`] found to be best. Clones are the same storage.
@@ -51,6 +52,14 @@ impl DiskStorage {
     #[must_use]
     pub fn identity(&self) -> (u64, u64) {
         self.file_storage().identity()
+    }
+
+    /// The file as the source of an image of the given format.
+    #[must_use]
+    pub fn into_source(self, format: Format) -> Source<Self> {
+        let (device, inode) = self.identity();
+        let location = self.path().to_path_buf();
+        Source { storage: self, format, location, identity: Some(Identity(device, inode)) }
     }
 
     /// The open file.

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::disk::DiskStorage;
 use super::file::FileOptions;
 use crate::error::{Error, Result};
-use crate::image::{Answer, Format, Gate, Identity, Reference, ReferenceKind, Source, detect};
+use crate::image::{Answer, Format, Gate, Reference, ReferenceKind, detect};
 use crate::storage::{Buf, Storage, StorageLimits};
 
 /// Opens files that an image names if they lie where the user has approved of.
@@ -105,13 +105,7 @@ impl Gate for FolderGate {
             Some(format) => format,
             None => probe(&storage, &location(reference)).await?,
         };
-        let identity = storage.identity();
-        Ok(Answer::Open(Source {
-            storage,
-            format,
-            location: location(reference),
-            identity: Some(Identity(identity.0, identity.1)),
-        }))
+        Ok(Answer::Open(storage.into_source(format)))
     }
 }
 

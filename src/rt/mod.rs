@@ -1,7 +1,8 @@
 //! Adapters to what the engine runs on: files, io_uring, executors, timers, threads. One feature each.
 //!
 //! The engine knows none of them; each stands on the contracts of [`storage`](crate::storage),
-//! [`timer`](crate::timer) and [`workers`](crate::workers). This module must not know the cache or the engine's insides.
+//! [`timer`](crate::timer) and [`workers`](crate::workers). Only the gate and the calls that open an image and run its
+//! cleaner know the engine, by its public items. This module must not know the cache or the engine's insides.
 
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 mod blob;
@@ -51,9 +52,9 @@ pub use gate::FolderGate;
 #[cfg(all(unix, feature = "file"))]
 pub use lock::{LockError, LockMode};
 #[cfg(all(not(target_family = "wasm"), feature = "smol"))]
-pub use smol::SmolTimer;
+pub use smol::{SmolTimer, open_on_executor};
 #[cfg(all(not(target_family = "wasm"), feature = "tokio"))]
-pub use tokio::TokioTimer;
+pub use tokio::{TokioTimer, open_on_tokio};
 #[cfg(all(target_os = "linux", feature = "uring"))]
 pub use uring::UringStorage;
 #[cfg(not(target_family = "wasm"))]

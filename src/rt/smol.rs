@@ -1,8 +1,34 @@
-//! The smol family of crates: timers by async-io.
+//! The smol family of crates: images on async-executor, timers by async-io.
 
 use std::time::Duration;
 
+use async_executor::Executor;
+
+use crate::error::Result;
+use crate::image::{Gate, Image, OpenOptions, Source};
+use crate::storage::Storage;
 use crate::timer::Timer;
+
+/// Opens an image as [`Image::open`] does and runs its cleaner on `executor`, where it ends when the image is closed or
+/// dropped.
+///
+/// # Errors
+/// As [`Image::open`].
+///
+/// # Cancel safety
+/// As [`Image::open`].
+pub async fn open_on_executor<S: Storage, G: Gate<Storage = S>>(
+    executor: &Executor<'_>,
+    source: Source<S>,
+    gate: &G,
+    options: OpenOptions,
+) -> Result<Image<S>> {
+    let opened = Image::open(source, gate, options).await?;
+    if let Some(cleaner) = opened.cleaner {
+        executor.spawn(cleaner.run(SmolTimer)).detach();
+    }
+    Ok(opened.image)
+}
 
 /// A timer on async-io's reactor, for any executor.
 #[derive(Debug, Clone, Copy, Default)]

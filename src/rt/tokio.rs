@@ -1,10 +1,36 @@
-//! tokio: timers.
+//! tokio: images on its runtimes, and its timers.
 //!
-//! Files need no adapter: [`FileStorage`](super::FileStorage) has its own threads and works on tokio as it is.
+//! Files need no adapter: [`DiskStorage`](super::DiskStorage) works on tokio as it is.
 
 use std::time::Duration;
 
+use crate::error::Result;
+use crate::image::{Gate, Image, OpenOptions, Source};
+use crate::storage::Storage;
 use crate::timer::Timer;
+
+/// Opens an image as [`Image::open`] does and runs its cleaner on the tokio runtime that polls this, where it ends when
+/// the image is closed or dropped.
+///
+/// # Errors
+/// As [`Image::open`].
+///
+/// # Panics
+/// Outside of a tokio runtime, or in one whose time driver is not enabled.
+///
+/// # Cancel safety
+/// As [`Image::open`].
+pub async fn open_on_tokio<S: Storage, G: Gate<Storage = S>>(
+    source: Source<S>,
+    gate: &G,
+    options: OpenOptions,
+) -> Result<Image<S>> {
+    let opened = Image::open(source, gate, options).await?;
+    if let Some(cleaner) = opened.cleaner {
+        drop(tokio::spawn(cleaner.run(TokioTimer)));
+    }
+    Ok(opened.image)
+}
 
 /// A timer on the tokio runtime that polls it, which must have its time driver enabled.
 #[derive(Debug, Clone, Copy, Default)]
