@@ -1,3 +1,6 @@
 // The page's one script: it defines the elements that index.html uses.
 
+import { showIcon } from "./style/icon.js";
 import "./elements/app.js";
+
+showIcon();

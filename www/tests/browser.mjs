@@ -18,12 +18,12 @@ const FLAGS = [
   "--disable-dev-shm-usage",
 ];
 
-/** Starts Chromium with a new, empty profile. */
-export function launch() {
+/** Starts Chromium with a new, empty profile; `flags` are added to the usual ones. */
+export function launch(flags = []) {
   if (!existsSync(CHROMIUM)) {
     throw new Error(`${CHROMIUM} is missing: install it (Debian: apt-get install chromium) or set CHROMIUM`);
   }
-  return chromium.launch({ executablePath: CHROMIUM, headless: true, args: FLAGS });
+  return chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...FLAGS, ...flags] });
 }
 
 /** Opens the page in a context of its own. `noted` holds what went wrong and what was asked for, as it happens. */
@@ -68,4 +68,9 @@ export async function openImage(page, file) {
 /** Goes to a view by its tab. */
 export async function go(page, view) {
   await page.getByRole("navigation").getByRole("link", { name: view }).click();
+}
+
+/** Waits until the map of the whole disk is complete. */
+export async function scanned(page) {
+  await page.locator("cow-map .progress.done").waitFor({ state: "attached" });
 }

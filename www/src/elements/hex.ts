@@ -1,24 +1,18 @@
-// The bytes of the disk or of the file, all of them, under one scroll bar. A cursor walks them; beside them, what lies
-// under it and what its bytes say as numbers.
+// The bytes of the disk or of the file, all of them, under one scroll bar. A cursor walks them.
 
 import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import { Virtualizer } from "@tanstack/virtual-core";
 import type { Engine } from "../engine/client.js";
-import type { Extent } from "../engine/contract.js";
 import type { ImageFacts, Space } from "../engine/protocol.js";
-import { kindOf } from "../model/allocation.js";
 import { PAGE_LENGTH, Pages, type Page } from "../model/pages.js";
 import { RowScroll } from "../model/scroll.js";
-import { offsetText, parseOffset, sizeText } from "../model/size.js";
-import { asciiOf, hexOf, shown } from "../model/text.js";
+import { offsetText, parseOffset } from "../model/size.js";
+import { asciiOf, shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
-import { swatches } from "../style/swatch.js";
-import { KIND_WORDS, swatch } from "./kinds.js";
-import { hexLink, when } from "./parts.js";
+import { hexAt, hexParts, mark, waiting } from "./row.js";
+import "./cursor.js";
 
 const ROW_HEIGHT = 22;
-/** Bytes stand in groups of this many, a gap between them. */
-const GROUP = 8;
 /** Characters of a row beside its columns: the gaps between and around them, in a wide window and in a narrow one. */
 const GAPS = 8;
 const GAPS_NARROW = 4;
@@ -26,7 +20,6 @@ const NARROW = window.matchMedia("(max-width: 560px)");
 /** What a scroll bar takes, at most. */
 const BAR_WIDTH = 18;
 const OFFSET_DIGITS_MIN = 8;
-const LOOK_DELAY_MS = 120;
 const PLACE_DELAY_MS = 300;
 /** Bytes that the numbers beside the view are made of. */
 const NUMBER_LENGTH_MAX = 8;
@@ -41,7 +34,6 @@ export class CowHex extends LitElement {
     cursor: { state: true },
     perRow: { state: true },
     wrong: { state: true },
-    extent: { state: true },
   };
   declare engine: Engine;
   declare facts: ImageFacts;
@@ -52,7 +44,6 @@ export class CowHex extends LitElement {
   declare private perRow: 4 | 8 | 16;
   /** Why the offset that was typed cannot be gone to. */
   declare private wrong: string | null;
-  declare private extent: Extent | Error | null;
 
   #pages: Pages | null = null;
   #scroll = new RowScroll(0n, ROW_HEIGHT, 0);
@@ -62,8 +53,6 @@ export class CowHex extends LitElement {
   #observer = new ResizeObserver(() => this.#measure());
   #lastTop = 0;
   #charWidth = 8;
-  #look: AbortController | null = null;
-  #lookTimer = 0;
   #placeTimer = 0;
 
   constructor() {
@@ -73,12 +62,10 @@ export class CowHex extends LitElement {
     this.cursor = 0n;
     this.perRow = 16;
     this.wrong = null;
-    this.extent = null;
   }
 
   static override styles = [
     shared,
-    swatches,
     css`
       .tools {
         display: flex;
@@ -150,6 +137,7 @@ export class CowHex extends LitElement {
         }
       }
       .pane {
+        position: relative;
         padding: 0;
         overflow: hidden;
       }
@@ -232,30 +220,6 @@ export class CowHex extends LitElement {
         box-shadow: 0 0 0 1px var(--accent);
         pointer-events: none;
       }
-      .side h2 {
-        margin-bottom: 8px;
-      }
-      .side dl {
-        display: grid;
-        grid-template-columns: max-content minmax(0, 1fr);
-        gap: 3px 16px;
-        font-size: 0.9rem;
-        font-variant-numeric: tabular-nums;
-      }
-      .side dt {
-        color: var(--muted);
-      }
-      .side dd {
-        overflow-wrap: anywhere;
-      }
-      .side h3 {
-        margin: 16px 0 6px;
-        padding-top: 14px;
-        border-top: 1px solid var(--line);
-      }
-      .bad {
-        color: var(--bad);
-      }
       @media (max-width: 560px) {
         .scroller,
         .measure {
@@ -280,8 +244,6 @@ export class CowHex extends LitElement {
     this.#observer.disconnect();
     this.#stopVirtual?.();
     this.#pages?.stop();
-    this.#look?.abort();
-    window.clearTimeout(this.#lookTimer);
     window.clearTimeout(this.#placeTimer);
   }
 
@@ -367,7 +329,6 @@ export class CowHex extends LitElement {
             tabindex="0"
             role="group"
             aria-label=${`Bytes of the ${space === "guest" ? "disk" : "file"}; arrow keys move the cursor`}
-            aria-describedby="here"
             .style=${`width: ${this.#width()}px; min-width: 100%; max-width: 100%`}
             @scroll=${this.#onScroll}
             @scrollend=${this.#onScrollEnd}
@@ -380,7 +341,13 @@ export class CowHex extends LitElement {
             </div>
           </div>
         </div>
-        ${this.#side()}
+        <cow-cursor
+          .engine=${this.engine}
+          .facts=${this.facts}
+          .space=${space}
+          .offset=${this.cursor}
+          .bytes=${this.#bytesAt(this.cursor)}
+        ></cow-cursor>
       </div>
     `;
   }
@@ -440,50 +407,6 @@ export class CowHex extends LitElement {
       ><span class="text ${bytes ? "" : "waiting"}"
         >${bytes ? [...bytes].map(asciiOf).join("") : " ".repeat(count)}${cursor === null ? nothing : mark(cursor, 1)}</span
       >`;
-  }
-
-  #side(): TemplateResult {
-    const { cursor, space } = this;
-    const bytes = this.#bytesAt(cursor);
-    return html`<section class="card side" aria-labelledby="cursor">
-      <h2 id="cursor">At the cursor</h2>
-      <dl id="here" aria-live="polite">
-        <dt>Offset</dt>
-        <dd class="mono">${offsetText(cursor)}</dd>
-        <dt></dt>
-        <dd class="number muted">${cursor.toLocaleString("en")}</dd>
-        ${when(space === "guest", () => this.#lies())}
-      </dl>
-      ${when(bytes.length > 0, () => numbers(bytes))}
-    </section>`;
-  }
-
-  #lies(): TemplateResult {
-    const { extent } = this;
-    if (extent === null) return html`<dt>Kind</dt><dd class="muted">&hellip;</dd>`;
-    if (extent instanceof Error) return html`<dt>Kind</dt><dd class="bad">${shown(extent.message)}</dd>`;
-    const kind = kindOf(extent);
-    const { host } = extent;
-    const within = this.cursor - extent.offset;
-    return html`
-      <dt>Kind</dt>
-      <dd>${swatch(kind)} ${KIND_WORDS[kind].name}<br /><span class="muted">${KIND_WORDS[kind].meaning}</span></dd>
-      ${when(host !== null, () => {
-        const at = (host ?? 0n) + (extent.kind === "compressed" ? 0n : within);
-        return html`<dt>In the file</dt>
-          <dd>
-            ${extent.depth === 0
-              ? hexLink("host", at)
-              : html`<span class="mono">${offsetText(at)}</span>, ${this.#layerName(extent.depth)}`}
-          </dd>`;
-      })}
-      <dt>Extent</dt>
-      <dd><span class="mono">${offsetText(extent.offset)}</span>, ${sizeText(extent.length)}</dd>
-    `;
-  }
-
-  #layerName(depth: number): string {
-    return shown(this.facts.layers.find((layer) => layer.depth === depth)?.name ?? `layer ${depth}`);
   }
 
   #size(): bigint {
@@ -557,43 +480,10 @@ export class CowHex extends LitElement {
     const size = this.#size();
     const clamped = offset < 0n ? 0n : offset >= size ? (size > 0n ? size - 1n : 0n) : offset;
     this.cursor = clamped;
-    this.#lookAt(clamped);
     window.clearTimeout(this.#placeTimer);
     this.#placeTimer = window.setTimeout(() => {
       this.dispatchEvent(new CustomEvent("place", { detail: { space: this.space, offset: clamped } }));
     }, PLACE_DELAY_MS);
-  }
-
-  /** Finds out what lies under the cursor, once it rests. */
-  #lookAt(offset: bigint): void {
-    this.#look?.abort();
-    window.clearTimeout(this.#lookTimer);
-    if (this.space !== "guest" || this.#size() === 0n) return;
-    const known = this.extent;
-    const isSame =
-      known !== null && !(known instanceof Error) && offset >= known.offset && offset < known.offset + known.length;
-    if (isSame && this.hasUpdated) return;
-    this.extent = null;
-    const look = new AbortController();
-    this.#look = look;
-    this.#lookTimer = window.setTimeout(() => {
-      const cluster = BigInt(this.facts.clusterSize ?? 512);
-      const start = offset - (offset % cluster);
-      const left = this.facts.virtualSize - start;
-      this.engine
-        .call(
-          "map",
-          { image: this.facts.image, offset: start, length: left < cluster ? left : cluster, extentsMax: 64 },
-          { signal: look.signal },
-        )
-        .then((extents) => {
-          this.extent =
-            extents.find((one) => offset >= one.offset && offset < one.offset + one.length) ?? extents[0] ?? null;
-        })
-        .catch((error: unknown) => {
-          if (!look.signal.aborted) this.extent = error instanceof Error ? error : new Error(String(error));
-        });
-    }, LOOK_DELAY_MS);
   }
 
   /** Brings the scroll bar and the virtual scroller to where the rows are. */
@@ -692,57 +582,6 @@ export class CowHex extends LitElement {
       this.#scroller().focus({ preventScroll: true });
     }
   };
-}
-
-/** The character column at which a byte's two digits stand. */
-function hexAt(byte: number): number {
-  return byte * 3 + Math.floor(byte / GROUP);
-}
-
-/** The bytes as text, runs of zeros apart from the rest so that they can stand back. */
-function hexParts(bytes: Uint8Array): TemplateResult[] {
-  const parts: TemplateResult[] = [];
-  let text = "";
-  let isZero = false;
-  const flush = (): void => {
-    if (text !== "") parts.push(isZero ? html`<span class="z">${text}</span>` : html`${text}`);
-    text = "";
-  };
-  bytes.forEach((byte, index) => {
-    if ((byte === 0) !== isZero) flush();
-    isZero = byte === 0;
-    if (index > 0) text += index % GROUP === 0 ? "  " : " ";
-    text += hexOf(byte);
-  });
-  flush();
-  return parts;
-}
-
-function waiting(count: number): string {
-  let text = "";
-  for (let byte = 0; byte < count; byte += 1) text += (byte === 0 ? "" : byte % GROUP === 0 ? "  " : " ") + "\u00b7\u00b7";
-  return text;
-}
-
-function mark(at: number, width: number): TemplateResult {
-  return html`<span class="cursor" .style=${`left: ${at}ch; width: ${width}ch`}></span>`;
-}
-
-/** What the bytes at the cursor say as numbers, in both byte orders. */
-function numbers(bytes: Uint8Array): TemplateResult {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const rows: [string, string, string][] = [["u8", String(view.getUint8(0)), hexOf(view.getUint8(0))]];
-  const both = (name: string, big: bigint | number, little: bigint | number): void => {
-    rows.push([`${name} BE`, big.toLocaleString("en"), big.toString(16)]);
-    rows.push([`${name} LE`, little.toLocaleString("en"), little.toString(16)]);
-  };
-  if (bytes.length >= 2) both("u16", view.getUint16(0), view.getUint16(0, true));
-  if (bytes.length >= 4) both("u32", view.getUint32(0), view.getUint32(0, true));
-  if (bytes.length >= 8) both("u64", view.getBigUint64(0), view.getBigUint64(0, true));
-  return html`<h3>As a number</h3>
-    <dl>
-      ${rows.map(([name, text, hex]) => html`<dt>${name}</dt><dd title=${`0x${hex}`}>${text}</dd>`)}
-    </dl>`;
 }
 
 customElements.define("cow-hex", CowHex);

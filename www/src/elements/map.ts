@@ -8,15 +8,14 @@ import type { ImageFacts } from "../engine/protocol.js";
 import { Allocation, kindOf } from "../model/allocation.js";
 import { layOut, type Grid } from "../model/grid.js";
 import { offsetText, shareText, sizeText } from "../model/size.js";
-import { counted, shown } from "../model/text.js";
+import { shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
 import { swatches } from "../style/swatch.js";
+import { BUCKETS_MAX, SECTOR_LENGTH } from "./desk.js";
 import { Painter } from "./painter.js";
 import { KIND_WORDS, KINDS, swatch } from "./kinds.js";
-import { hexLink, sizeOf, when } from "./parts.js";
+import { hexLink, hostOf, layerName, sizeOf, when } from "./parts.js";
 
-/** Buckets of a scan: more than the cells of any screen. */
-export const BUCKETS_MAX = 16_384;
 const EXTENTS_SHOWN_MAX = 40;
 /** Cells that a step closer shows. */
 const ZOOM_CELLS = 64;
@@ -265,7 +264,7 @@ export class CowMap extends LitElement {
         const bytes = allocation?.totals[index] ?? 0;
         if (kind === "backing" && bytes === 0 && this.facts.layers.length < 2) return nothing;
         return html`<li title=${KIND_WORDS[kind].meaning}>
-          ${swatch(kind)} ${KIND_WORDS[kind].name} <span class="muted number">${sizeText(bytes)}</span>
+          ${swatch(kind)} ${KIND_WORDS[kind].name} <span class="muted">${sizeOf(bytes)}</span>
         </li>`;
       })}
     </ul>`;
@@ -275,7 +274,7 @@ export class CowMap extends LitElement {
     const { detail } = this;
     if (!detail || this.chosen === null) return nothing;
     const { extents } = detail;
-    const closer = detail.length > BigInt(this.facts.clusterSize ?? 512);
+    const closer = detail.length > BigInt(this.facts.clusterSize ?? SECTOR_LENGTH);
     return html`<section class="card" aria-labelledby="lies">
       <h2 id="lies">What lies at ${rangeText(detail)}</h2>
       <div class="actions">
@@ -292,7 +291,7 @@ export class CowMap extends LitElement {
 
   #extents(extents: Extent[], more: boolean): TemplateResult {
     return html`
-      <div class="scroll-x" tabindex="0" role="region" aria-labelledby="lies">
+      <div class="scroll-x" tabindex="0" role="group" aria-labelledby="lies">
         <table>
           <thead>
             <tr>
@@ -323,23 +322,17 @@ export class CowMap extends LitElement {
 
   #host(extent: Extent): TemplateResult {
     if (extent.host === null) return html`<span class="muted">nowhere</span>`;
-    const inThisFile = extent.depth === 0 && !this.#hasDataFile();
-    const at = inThisFile ? hexLink("host", extent.host) : html`<span class="mono">${offsetText(extent.host)}</span>`;
+    const at = hostOf(this.facts, extent, extent.host);
     const length = extent.hostLength;
     return extent.kind === "compressed" && length !== null
       ? html`${at} <span class="muted">${sizeText(length)}</span>`
       : at;
   }
 
-  #hasDataFile(): boolean {
-    return this.facts.features.some(({ set, bit }) => set === "incompatible" && bit === 2);
-  }
-
   #layer(extent: Extent): TemplateResult {
     if (extent.kind === "unallocated") return html`<span class="muted">none</span>`;
     if (extent.depth === 0) return html`this image`;
-    const layer = this.facts.layers.find(({ depth }) => depth === extent.depth);
-    return html`<span class="break">${layer ? shown(layer.name) : `${counted(extent.depth, "layer")} below`}</span>`;
+    return html`<span class="break">${layerName(this.facts, extent.depth)}</span>`;
   }
 
   #allocation(): Allocation | null {
@@ -475,7 +468,7 @@ export class CowMap extends LitElement {
   #closer(cell: number): void {
     const allocation = this.#allocation();
     const { grid } = this;
-    if (!allocation || !grid || this.#rangeOf(cell).length <= BigInt(this.facts.clusterSize ?? 512)) return;
+    if (!allocation || !grid || this.#rangeOf(cell).length <= BigInt(this.facts.clusterSize ?? SECTOR_LENGTH)) return;
     const first = Math.max(0, Math.min(cell - ZOOM_CELLS / 2, grid.cells - ZOOM_CELLS));
     const last = Math.min(grid.cells - 1, first + ZOOM_CELLS - 1);
     const end = this.#rangeOf(last);

@@ -7,7 +7,7 @@ import { describe, roleOf } from "../model/describe.js";
 import { bytesText, shareText, sizeText } from "../model/size.js";
 import { shared } from "../style/shared.js";
 import { swatches } from "../style/swatch.js";
-import type { Session } from "./app.js";
+import type { Session } from "./desk.js";
 import { KIND_WORDS, swatch } from "./kinds.js";
 import { clockText, dateText, nameOf, sizeOf, when } from "./parts.js";
 import "./verdict.js";
@@ -324,7 +324,7 @@ export class CowOverview extends LitElement {
     };
     return html`<section class="card wide" aria-labelledby="snapshots">
       <h2 id="snapshots">Snapshots</h2>
-      <div class="scroll-x" tabindex="0" role="region" aria-labelledby="snapshots">
+      <div class="scroll-x" tabindex="0" role="group" aria-labelledby="snapshots">
         <table>
           <thead>
             <tr>

@@ -1,7 +1,8 @@
 // Small pieces of markup that several elements use. A name from an image comes in as a text node and nothing else.
 
 import { html, nothing, type TemplateResult } from "lit";
-import type { Space } from "../engine/protocol.js";
+import type { Extent } from "../engine/contract.js";
+import type { ImageFacts, Space } from "../engine/protocol.js";
 import { bytesText, offsetText, sizeText } from "../model/size.js";
 import { shown } from "../model/text.js";
 
@@ -22,6 +23,21 @@ export function hexLink(space: Space, offset: bigint | number, text?: string): T
   const at = offsetText(offset);
   const title = space === "guest" ? `Show the disk's bytes at ${at}` : `Show the file's bytes at ${at}`;
   return html`<a class="mono" href=${`#hex/${space}/${at}`} title=${title}>${text ?? at}</a>`;
+}
+
+/** The incompatible feature bit of an image whose data lie in a file of their own. */
+const DATA_FILE_BIT = 2;
+
+/** Where an extent lies on the host: a link where that is the image's own file. */
+export function hostOf(facts: ImageFacts, extent: Extent, at: bigint): TemplateResult {
+  const hasDataFile = facts.features.some(({ set, bit }) => set === "incompatible" && bit === DATA_FILE_BIT);
+  const inThisFile = extent.depth === 0 && (!hasDataFile || extent.kind === "compressed");
+  return inThisFile ? hexLink("host", at) : html`<span class="mono">${offsetText(at)}</span>`;
+}
+
+/** The name of a layer of the backing chain. */
+export function layerName(facts: ImageFacts, depth: number): string {
+  return shown(facts.layers.find((layer) => layer.depth === depth)?.name ?? `layer ${depth}`);
 }
 
 /** The `date` of a snapshot: seconds since 1970. */

@@ -3,7 +3,7 @@
 import { css, html, LitElement, type TemplateResult } from "lit";
 import type { Extension, Feature, HeaderField } from "../engine/contract.js";
 import type { ImageFacts } from "../engine/protocol.js";
-import { sizeText } from "../model/size.js";
+import { offsetText, sizeText } from "../model/size.js";
 import { shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
 import { hexLink, nameOf, when } from "./parts.js";
@@ -132,7 +132,7 @@ export class CowStructure extends LitElement {
     return html`
       <section class="card" aria-labelledby="header">
         <h2 id="header">Header</h2>
-        <div class="scroll-x" tabindex="0" role="region" aria-labelledby="header">
+        <div class="scroll-x" tabindex="0" role="group" aria-labelledby="header">
           <table class="fields" role="table">
             <thead role="rowgroup">
               <tr role="row">
@@ -162,7 +162,7 @@ export class CowStructure extends LitElement {
       <section class="card">
         <details>
           <summary>As <code>qemu-img info --output=json</code> prints it</summary>
-          <pre tabindex="0" role="region" aria-label="Information as JSON">${shownLines(JSON.stringify(facts.info, asJson, 4))}</pre>
+          <pre tabindex="0" role="group" aria-label="Information as JSON">${shownLines(JSON.stringify(facts.info, asJson, 4))}</pre>
         </details>
       </section>
     `;
@@ -173,7 +173,7 @@ export class CowStructure extends LitElement {
       <td role="cell">${hexLink("host", field.offset)}</td>
       <td class="right muted bytes" role="cell">${field.length}</td>
       <td class="field" role="cell">${shown(field.name)}</td>
-      <td class="mono value" role="cell">${shown(field.value)}</td>
+      <td class="mono value" role="cell">${valueText(field)}</td>
       <td class="muted meaning" role="cell">${shown(field.meaning)}</td>
     </tr>`;
   }
@@ -199,7 +199,7 @@ export class CowStructure extends LitElement {
   }
 
   #extensions(extensions: Extension[]): TemplateResult {
-    return html`<div class="scroll-x" tabindex="0" role="region" aria-labelledby="extensions">
+    return html`<div class="scroll-x" tabindex="0" role="group" aria-labelledby="extensions">
       <table>
         <thead>
           <tr>
@@ -214,15 +214,20 @@ export class CowStructure extends LitElement {
             ({ type, name, offset, length, text }) =>
               html`<tr>
                 <td>${hexLink("host", offset)}</td>
-                <td>${shown(name)} <span class="mono muted">${shown(type)}</span></td>
+                <td>${shown(name)} <span class="mono muted">${offsetText(type)}</span></td>
                 <td class="right">${sizeText(length)}</td>
-                <td class="break">${text === null ? "" : shown(text)}</td>
+                <td class="break">${shown(text)}</td>
               </tr>`,
           )}
         </tbody>
       </table>
     </div>`;
   }
+}
+
+/** A field as people write it: offsets and bits in hexadecimal, counts and sizes not. */
+function valueText({ name, value }: HeaderField): string {
+  return /magic|offset|features/.test(name) ? offsetText(value) : value.toString();
 }
 
 /** The engine's integers may be bigint, which JSON does not know. */

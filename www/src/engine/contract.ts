@@ -32,7 +32,7 @@ export interface HeaderField {
   name: string;
   offset: number;
   length: number;
-  value: string;
+  value: bigint;
   meaning: string;
 }
 
@@ -44,11 +44,11 @@ export interface Feature {
 }
 
 export interface Extension {
-  type: string;
+  type: number;
   name: string;
   offset: number;
   length: number;
-  text: string | null;
+  text: string;
 }
 
 export interface Snapshot {
@@ -58,7 +58,7 @@ export interface Snapshot {
   date: number;
   vmClock: bigint;
   diskSize: bigint | null;
-  icount: bigint | number | null;
+  icount: bigint | null;
 }
 
 export interface Layer {

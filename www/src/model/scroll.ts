@@ -4,8 +4,8 @@
 
 /** Taller than this and browsers round or refuse: Firefox ends at 17.8 million pixels. */
 export const HEIGHT_MAX = 8_000_000;
-/** Rows that the virtual scroller is given to look at, around the truth. */
-const WINDOW_ROWS = 100_000;
+/** The virtual scroller is given three blocks of rows to look at: the one in view and its neighbours. */
+const BLOCK_ROWS = 10_000n;
 
 export class RowScroll {
   /** The rows there are. */
@@ -53,14 +53,13 @@ export class RowScroll {
 
   /** The first row of the window handed to the virtual scroller; it moves in large steps. */
   get windowStart(): bigint {
-    const half = BigInt(WINDOW_ROWS / 2);
-    const start = (this.#row / half) * half - half;
+    const start = (this.#row / BLOCK_ROWS - 1n) * BLOCK_ROWS;
     return start > 0n ? start : 0n;
   }
 
   get windowCount(): number {
     const left = this.rows - this.windowStart;
-    return left < BigInt(WINDOW_ROWS) ? Number(left) : WINDOW_ROWS;
+    return Number(left < 3n * BLOCK_ROWS ? left : 3n * BLOCK_ROWS);
   }
 
   /** Where the view begins inside the window, in pixels. */

@@ -29,6 +29,7 @@ const OTHERS: Magic[] = [
   { at: 0, bytes: "conectix", what: "a Virtual PC disk (VHD)", disk: true },
   { at: 0, bytes: "QED\0", what: "a QED disk", disk: true },
   { at: 0, bytes: "WithoutFreeSpace", what: "a Parallels disk", disk: true },
+  { at: 0, bytes: "WithouFreSpacExt", what: "a Parallels disk", disk: true },
   { at: 0, bytes: [0x89, 0x50, 0x4e, 0x47], what: "a PNG picture" },
   { at: 0, bytes: [0xff, 0xd8, 0xff], what: "a JPEG picture" },
   { at: 0, bytes: "GIF8", what: "a GIF picture" },

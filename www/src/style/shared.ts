@@ -146,6 +146,7 @@ export const shared = css`
     opacity: 1;
   }
   .scroll-x {
+    position: relative;
     overflow-x: auto;
     margin: 0 -22px;
     padding: 0 22px;

@@ -1,0 +1,85 @@
+// Everyone can use the page: axe finds nothing in any state, light or dark, and nothing is wider than the window.
+
+import { AxeBuilder } from "@axe-core/playwright";
+import assert from "node:assert/strict";
+import { truncateSync, copyFileSync } from "node:fs";
+import { drop, go, openImage, scanned } from "./browser.mjs";
+import { fixture } from "./fixture.mjs";
+import { layered, qcow2, qemuImg } from "./images.mjs";
+
+const { files, page } = fixture();
+const { base, top } = layered(files.at);
+const long = "a-rather-long-name-for-a-snapshot-that-somebody-made-before-the-upgrade-of-the-whole-system";
+qemuImg("snapshot", "-c", long, top);
+qcow2(files.at(`${long}.qcow2`), "1G", { commands: ["write -P 1 0 1M", "write -z 10M 1M", "write -c -P 2 20M 64k"] });
+copyFileSync(base, files.at("cut.qcow2"));
+truncateSync(files.at("cut.qcow2"), 300);
+
+const STATES = {
+  empty: async () => undefined,
+  ask: async (page) => {
+    await drop(page, top);
+    await page.locator("cow-ask").waitFor();
+  },
+  failed: async (page) => {
+    await drop(page, files.at("cut.qcow2"));
+    await page.locator("cow-failed").waitFor();
+  },
+  overview: async (page) => {
+    await drop(page, top);
+    await page.locator("cow-ask").waitFor();
+    await drop(page, base);
+    await page.locator("cow-verdict .head").waitFor();
+    await page.locator("cow-overview dd", { hasText: "of the disk" }).waitFor();
+  },
+  map: async (page) => {
+    await openImage(page, files.at(`${long}.qcow2`));
+    await go(page, "Map");
+    await scanned(page);
+    await page.locator("cow-map canvas").click({ position: { x: 4, y: 4 } });
+    await page.locator("cow-map tbody").waitFor();
+  },
+  bytes: async (page) => {
+    await openImage(page, files.at(`${long}.qcow2`));
+    await go(page, "Bytes");
+    await page.locator("cow-hex .row.at").getByText("01 01").waitFor();
+  },
+  structure: async (page) => {
+    await openImage(page, files.at(`${long}.qcow2`));
+    await go(page, "Structure");
+    await page.getByText("As qemu-img info").click();
+  },
+};
+
+const LOOKS = {
+  light_wide: { colorScheme: "light", viewport: { width: 1600, height: 1000 } },
+  dark_narrow: { colorScheme: "dark", viewport: { width: 360, height: 740 } },
+};
+
+for (const [state, enter] of Object.entries(STATES)) {
+  for (const [look, options] of Object.entries(LOOKS)) {
+    page(`axe_finds_nothing_${state}_${look}`, async ({ page }) => {
+      await enter(page);
+      const { violations } = await new AxeBuilder({ page }).analyze();
+      const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
+      assert.deepEqual(found, []);
+      const [inner, scroll] = await page.evaluate(() => [innerWidth, document.documentElement.scrollWidth]);
+      assert.ok(scroll <= inner, `the page is ${scroll} wide in a window of ${inner}`);
+    }, options);
+  }
+}
+
+page("the_keyboard_reaches_every_view", async ({ page }) => {
+  await openImage(page, base);
+  const reached = new Set();
+  for (let step = 0; step < 12; step += 1) {
+    await page.keyboard.press("Tab");
+    const name = await page.evaluate(() => {
+      let active = document.activeElement;
+      while (active?.shadowRoot?.activeElement) active = active.shadowRoot.activeElement;
+      return active?.textContent?.trim();
+    });
+    reached.add(name);
+  }
+  for (const view of ["Open another", "Overview", "Map", "Bytes", "Structure"]) assert.ok(reached.has(view), view);
+});
