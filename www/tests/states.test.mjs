@@ -86,7 +86,7 @@ page("a_truncated_image_shows_what_is_left_and_errors_for_the_rest", async ({ pa
 
 for (const [name, changes, where] of [
   ["cluster_bits_of_255", [[20, "000000ff"]], /header/],
-  ["l1_table_past_the_end", [[40, "00ffffffffff0000"]], /L1 table/],
+  ["l1_table_past_the_end", [[40, "00ffffffffff0000"]], /L1 table|header/],
   ["l1_table_of_billions", [[36, "7fffffff"]], /L1 table|header/],
   ["version_9", [[4, "00000009"]], /header/],
   ["unknown_incompatible_feature", [[72, "8000000000000000"]], /header/],

@@ -140,7 +140,7 @@ export class CowMap extends LitElement {
         visibility: hidden;
       }
       .line {
-        min-height: 3em;
+        min-height: 1.5em;
         margin-top: 12px;
         font-size: 0.9rem;
         font-variant-numeric: tabular-nums;
@@ -153,6 +153,11 @@ export class CowMap extends LitElement {
         gap: 7px;
         align-items: center;
         white-space: nowrap;
+      }
+      @media (max-width: 700px) {
+        .line {
+          min-height: 3em;
+        }
       }
       .bad {
         color: var(--bad);

@@ -8,13 +8,17 @@ import type { Kind } from "../model/allocation.js";
 
 /** The least height of a kind's part of a cell, in CSS pixels. */
 const PART_MIN = 1.5;
+/** The side of a pattern's tile, of the zero kind's dot, and the height that the dot needs. */
 const TILE = 6;
+const DOT = 2;
+const DOT_ROOM = 4;
 
 export class Painter {
   #canvas: HTMLCanvasElement;
   #fills: (CanvasPattern | string)[] | null = null;
   #select = "";
   #outline = "";
+  #dot = "";
   #scale = 0;
 
   constructor(canvas: HTMLCanvasElement) {
@@ -76,6 +80,11 @@ export class Painter {
       if (part <= 0) return;
       context.fillStyle = fills[kind] ?? "";
       context.fillRect(x, top, size, part);
+      if (KINDS[kind] === "zero" && part >= DOT_ROOM) {
+        // In the middle of its part: a repeated pattern would show half a dot here and two there.
+        context.fillStyle = this.#dot;
+        context.fillRect(x + (size - DOT) / 2, top + (part - DOT) / 2, DOT, DOT);
+      }
       if (KINDS[kind] === "unallocated" && part === size) {
         context.strokeStyle = this.#outline;
         context.lineWidth = 1;
@@ -98,6 +107,7 @@ export class Painter {
     const token = (name: string): string => style.getPropertyValue(name).trim();
     this.#select = token("--map-select");
     this.#outline = token("--map-unallocated-mark");
+    this.#dot = token("--map-zero-mark");
     return KINDS.map((kind) => {
       const { ground, mark } = tokensOf(kind);
       return patternOf(context, kind, token(ground), token(mark), scale);
@@ -112,7 +122,7 @@ function patternOf(
   mark: string,
   scale: number,
 ): CanvasPattern | string {
-  if (kind === "data" || kind === "unallocated") return ground;
+  if (kind !== "compressed" && kind !== "backing") return ground;
   const tile = document.createElement("canvas");
   const size = Math.round(TILE * scale);
   tile.width = size;
@@ -131,12 +141,8 @@ function patternOf(
       draw.lineTo(shift + size + 1, -1);
     }
     draw.stroke();
-  } else if (kind === "backing") {
-    draw.fillRect(0, Math.round(size / 2), size, Math.max(1, Math.round(1.3 * scale)));
   } else {
-    draw.beginPath();
-    draw.arc(size / 2, size / 2, 1.15 * scale, 0, 2 * Math.PI);
-    draw.fill();
+    draw.fillRect(0, Math.round(size / 2), size, Math.max(1, Math.round(1.3 * scale)));
   }
   const pattern = context.createPattern(tile, "repeat");
   pattern?.setTransform(new DOMMatrix().scale(1 / scale));

@@ -24,7 +24,7 @@ const CONCLUSIONS: Record<Verdict["conclusion"], { tone: string; heading: string
   },
 };
 
-const TONES: Record<string, string> = { unsafe: "bad", error: "bad", caution: "fair", warning: "fair" };
+const TONES: Record<string, string> = { danger: "bad", caution: "fair" };
 /** Findings shown before the person asks for all of them. */
 const FINDINGS_SHOWN = 12;
 
