@@ -205,10 +205,13 @@ export class CowApp extends LitElement {
         border-radius: 18px;
       }
       .drop p {
-        font-size: 1.5rem;
+        font-size: 1.4rem;
         font-weight: 650;
-        padding: 0 30px;
+        padding: 16px 32px;
         text-align: center;
+        background: var(--panel);
+        border-radius: 14px;
+        box-shadow: var(--shadow);
       }
       @media (max-width: 560px) {
         .bar,
