@@ -90,11 +90,7 @@ impl Cleaner {
 
 impl Drop for Cleaner {
     fn drop(&mut self) {
-        let mut plan = self.shared.plan.lock();
-        plan.exited = true;
-        let caches = plan.caches.take();
-        drop(plan);
-        drop(caches);
+        self.shared.plan.lock().exited = true;
     }
 }
 

@@ -182,11 +182,9 @@ impl Stripe {
         for index in first..self.slots.len() {
             let slot = &mut self.slots[index];
             let State::Clean(slice) = &slot.state else { continue };
-            // New pins are made under this lock only, so one that is seen unpinned stays so. The end of a pin is a
-            // use: whenever it comes after this sweep, the slice survives the next one.
-            if slice.is_pinned() {
-                slot.used_since_pass = true;
-            } else if !std::mem::take(&mut slot.used_since_pass) {
+            // New pins are made under this lock only, so one that is seen unpinned stays so. A pin begins with a use
+            // and its mark is left alone: whenever the pin ends after this sweep, the slice survives the next one.
+            if !slice.is_pinned() && !std::mem::take(&mut slot.used_since_pass) {
                 self.counts.cleaned += 1;
                 // OK to cast: slots are numbered in u32, see `get`.
                 #[allow(clippy::cast_possible_truncation)]
