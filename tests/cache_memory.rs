@@ -3,6 +3,8 @@
 //! Marking a slot as empty is not giving its memory back: QEMU releases pages, and so must we, measured where the user
 //! sees it: in the resident size of the process. One test in a process of its own, as others would disturb the figures.
 
+#![cfg(not(target_family = "wasm"))]
+
 #![cfg(target_os = "linux")]
 
 mod gated;

@@ -22,14 +22,17 @@ use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
 use web_sys::Blob;
 
-use super::window::{HELD_LEN_MAX, Payload, SEGMENT_LEN_MAX, Window};
+use super::window::{HELD_LEN_MAX, Payload, Window};
 use crate::storage::{Buf, Storage, StorageLimits};
 
 /// Fetches in flight at once; more do not make it faster.
 const FETCHES_IN_FLIGHT_MAX: usize = 8;
 
 /// Segments that one request asks for before it waits for the first of them.
-const SEGMENTS_PER_REQUEST_MAX: usize = 8;
+const SEGMENTS_PER_REQUEST_MAX: usize = 3;
+
+/// Below this a request costs about as much as one of this length. Bytes.
+const TRANSFER_LEN_OPTIMAL: u32 = 1 << 20;
 
 /// A `Blob` or `File` as storage, read by slices through a window of bounded size.
 ///
@@ -287,11 +290,11 @@ impl Storage for BlobStorage {
         Err(read_only())
     }
 
-    // OK as lossless: small constants.
+    // OK as lossless: a small constant.
     #[allow(clippy::cast_possible_truncation)]
     fn limits(&self) -> StorageLimits {
         StorageLimits {
-            transfer_len_optimal: SEGMENT_LEN_MAX as u32,
+            transfer_len_optimal: TRANSFER_LEN_OPTIMAL,
             requests_in_flight: FETCHES_IN_FLIGHT_MAX as u32,
             ..StorageLimits::default()
         }
@@ -313,7 +316,7 @@ impl Storage for BlobStorage {
 
 /// Copies what the segment `bytes` of `range` has of `wanted` from the byte at `at` on into `buf`, which begins with
 /// `wanted`; returns how many bytes that is.
-// OK as lossless: differences within a segment, which is no longer than SEGMENT_LEN_MAX, or within the buffer.
+// OK as lossless: differences within a segment, which is at most 4 MiB long, or within the buffer.
 #[allow(clippy::cast_possible_truncation)]
 fn copy(
     bytes: &Uint8Array,
