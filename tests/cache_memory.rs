@@ -4,7 +4,6 @@
 //! sees it: in the resident size of the process. One test in a process of its own, as others would disturb the figures.
 
 #![cfg(not(target_family = "wasm"))]
-
 #![cfg(target_os = "linux")]
 
 mod gated;
