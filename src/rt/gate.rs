@@ -318,9 +318,11 @@ async fn probe(storage: &DiskStorage, path: &Path) -> Result<Format> {
     }
 }
 
-/// Where the named file is, as QEMU writes it: relative names in the folder of the layer that has them.
+/// Where the named file is, as QEMU writes it: relative names in the folder of the layer that has them, which is left
+/// out if it is the current one.
 fn location(reference: &Reference<'_>) -> PathBuf {
-    folder_of(reference.from).join(OsStr::from_bytes(reference.name))
+    let folder = reference.from.parent().unwrap_or(Path::new(""));
+    folder.join(OsStr::from_bytes(reference.name))
 }
 
 /// The folder that a file is in: "." for a name without one.
