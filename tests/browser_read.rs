@@ -168,7 +168,7 @@ async fn map_agrees(image: &Image<LocalBoxStorage>, expected: &[u8]) {
     while let Some(extent) = extents.next().await.unwrap() {
         assert_eq!(extent.offset, end);
         end += extent.len;
-        if matches!(extent.kind, ExtentKind::Zero { .. } | ExtentKind::Unallocated) {
+        if matches!(extent.kind, ExtentKind::Zero { .. } | ExtentKind::Unallocated { .. }) {
             let range = usize::try_from(extent.offset).unwrap()..usize::try_from(end).unwrap();
             assert!(expected[range].iter().all(|&byte| byte == 0), "{extent:?}");
         }

@@ -88,8 +88,8 @@ pub(crate) struct Run {
 /// What a run is. Host offsets are those of its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RunKind {
-    /// Nothing: ask the layer below.
-    Unallocated,
+    /// Nothing: ask the layer below. With a host offset where space is kept in an extended L2 entry all the same.
+    Unallocated { host: Option<HostOffset> },
     /// Zeros; with a host offset where space is kept for it.
     Zero { host: Option<HostOffset> },
     /// Bytes as they are.
@@ -102,8 +102,10 @@ impl RunKind {
     /// The kind of the bytes that follow `len` bytes of this kind if one run goes on; `None` if it cannot.
     pub(crate) fn after(self, len: u64) -> Option<Self> {
         match self {
-            Self::Unallocated => Some(self),
-            Self::Zero { host: None } => Some(self),
+            Self::Unallocated { host: None } | Self::Zero { host: None } => Some(self),
+            Self::Unallocated { host: Some(host) } => {
+                Some(Self::Unallocated { host: Some(host.checked_add(len)?) })
+            }
             Self::Zero { host: Some(host) } => {
                 Some(Self::Zero { host: Some(host.checked_add(len)?) })
             }
@@ -242,7 +244,7 @@ impl<S: Storage> Qcow2Layer<S> {
                 None => run = len,
             }
         }
-        Run { kind: RunKind::Unallocated, len: run.min(len) }
+        Run { kind: RunKind::Unallocated { host: None }, len: run.min(len) }
     }
 
     /// Reads the run out of the slice's entries: it ends at the end of the slice at the latest.
@@ -304,12 +306,12 @@ impl<S: Storage> Qcow2Layer<S> {
         let cluster_size = self.geometry.cluster_size();
         let before = slice.word(word - 1);
         let (step, most) = match kind {
-            RunKind::Unallocated | RunKind::Zero { host: None } => (0, len),
+            RunKind::Unallocated { host: None } | RunKind::Zero { host: None } => (0, len),
             // Beyond this the sum would run into the bits above the host offset.
             RunKind::Data { host } | RunKind::Zero { host: Some(host) } => {
                 (cluster_size, len.min(HOST_OFFSET_MAX.saturating_sub(host.get() + cluster_size)))
             }
-            RunKind::Compressed(_) => return 0,
+            RunKind::Unallocated { host: Some(_) } | RunKind::Compressed(_) => return 0,
         };
         let mut expected = before.wrapping_add(step);
         let mut alike = 0;
@@ -330,8 +332,9 @@ fn run_kind(kind: SubclusterKind, in_cluster: u64) -> RunKind {
     // A host offset has 56 bits, so the sums cannot overflow.
     let inside = |host: HostOffset| host.checked_add(in_cluster).unwrap_or(host);
     match kind {
-        SubclusterKind::Unallocated | SubclusterKind::UnallocatedAllocated { .. } => {
-            RunKind::Unallocated
+        SubclusterKind::Unallocated => RunKind::Unallocated { host: None },
+        SubclusterKind::UnallocatedAllocated { host } => {
+            RunKind::Unallocated { host: Some(inside(host)) }
         }
         SubclusterKind::Zero { host } => RunKind::Zero { host: host.map(inside) },
         SubclusterKind::Data { host } => RunKind::Data { host: inside(host) },

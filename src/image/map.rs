@@ -29,7 +29,7 @@ pub enum ExtentKind {
         /// Where they are.
         host: HostOffset,
     },
-    /// Reads as zeros, by the metadata or because a shorter backing file ends.
+    /// Reads as zeros, by the metadata.
     Zero {
         /// The space that is kept for it, if any.
         host: Option<HostOffset>,
@@ -46,15 +46,21 @@ pub enum ExtentKind {
         /// The upper bound of the stream's length in bytes.
         len: u64,
     },
-    /// No layer has it: reads as zeros.
-    Unallocated,
+    /// No layer has it, or a backing file that is asked for it ends before: reads as zeros.
+    Unallocated {
+        /// The space that an extended L2 entry keeps for it all the same, if any.
+        host: Option<HostOffset>,
+    },
 }
 
 impl ExtentKind {
     /// The kind of the bytes that follow `len` bytes of this kind if one extent goes on.
     fn after(self, len: u64) -> Option<Self> {
         Some(match self {
-            Self::Unallocated | Self::Zero { host: None } => self,
+            Self::Unallocated { host: None } | Self::Zero { host: None } => self,
+            Self::Unallocated { host: Some(host) } => {
+                Self::Unallocated { host: Some(host.checked_add(len)?) }
+            }
             Self::Zero { host: Some(host) } => Self::Zero { host: Some(host.checked_add(len)?) },
             Self::Data { host } => Self::Data { host: host.checked_add(len)? },
             Self::Hole { host } => Self::Hole { host: host.checked_add(len)? },
@@ -83,9 +89,24 @@ pub struct Extents<'a, S> {
     offset: u64,
     end: u64,
     ahead: Option<Extent>,
+    holes: Holes,
+}
+
+/// Where holes in files are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holes {
+    InRawLayers,
+    Everywhere,
 }
 
 impl<S: Storage> Extents<'_, S> {
+    /// Looks for holes in the files of qcow2 layers too, not only in raw ones. It costs a call of the storage for every
+    /// run of data, and is worth it for images whose clusters were preallocated and never written.
+    #[must_use]
+    pub fn with_holes(self) -> Self {
+        Self { holes: Holes::Everywhere, ..self }
+    }
+
     /// The next extent, as long as it can be within the range; `None` behind the last.
     ///
     /// # Errors
@@ -99,14 +120,16 @@ impl<S: Storage> Extents<'_, S> {
             Some(extent) => (extent, self.offset),
             None if self.offset >= self.end => return Ok(None),
             None => {
-                let extent = self.image.extent_at(self.offset, self.end - self.offset).await?;
+                let extent =
+                    self.image.extent_at(self.offset, self.end - self.offset, self.holes).await?;
                 (extent, self.offset + extent.len)
             }
         };
         let mut ahead = None;
         while offset < self.end {
             // What is wrong behind this extent is said by the call that wants it.
-            let Ok(next) = self.image.extent_at(offset, self.end - offset).await else { break };
+            let next = self.image.extent_at(offset, self.end - offset, self.holes).await;
+            let Ok(next) = next else { break };
             if !extent.extend(&next) {
                 ahead = Some(next);
                 offset += next.len;
@@ -141,18 +164,21 @@ impl<S: Storage> Image<S> {
     /// [`Error::OutOfBounds`] if the range is not within the disk.
     pub fn extents(&self, offset: u64, len: u64) -> Result<Extents<'_, S>> {
         let end = self.range_end(offset, len)?;
-        Ok(Extents { image: self, offset, end, ahead: None })
+        Ok(Extents { image: self, offset, end, ahead: None, holes: Holes::InRawLayers })
     }
 
     /// The extent at `offset`, as long as one look-up tells.
-    async fn extent_at(&self, offset: u64, mut len: u64) -> Result<Extent> {
+    async fn extent_at(&self, offset: u64, mut len: u64, holes: Holes) -> Result<Extent> {
         let mut depth = 0;
+        // What the layer above has, which is nothing.
+        let mut above = ExtentKind::Unallocated { host: None };
         loop {
             let layer = &self.layers[depth];
             let rest = layer.virtual_size().saturating_sub(offset);
             if rest == 0 {
-                // The zeros behind the end of a short backing file belong to it: it hides what is below.
-                return Ok(Extent { offset, len, kind: ExtentKind::Zero { host: None }, depth });
+                // Behind the end of a short backing file nothing is looked for: it hides what is below.
+                let depth = depth.saturating_sub(1);
+                return Ok(Extent { offset, len, kind: above, depth });
             }
             len = len.min(rest);
             let run = match layer.run_cached(offset, len) {
@@ -160,16 +186,15 @@ impl<S: Storage> Image<S> {
                 None => layer.run(offset, len).await?,
             };
             len = run.len;
-            if run.kind != RunKind::Unallocated {
-                let (kind, len) = layer.extent_kind(&run).await?;
-                return Ok(Extent { offset, len, kind, depth });
-            }
-            match layer.below {
-                Below::Zeros => {
-                    return Ok(Extent { offset, len, kind: ExtentKind::Unallocated, depth });
+            let (kind, len_of_kind) = layer.extent_kind(&run, holes).await?;
+            match (kind, layer.below) {
+                (ExtentKind::Unallocated { .. }, Below::Layer) => {
+                    (above, depth) = (kind, depth + 1)
                 }
-                Below::Layer => depth += 1,
-                Below::Left => return Err(self.backing_left(depth)),
+                (ExtentKind::Unallocated { .. }, Below::Left) => {
+                    return Err(self.backing_left(depth));
+                }
+                _ => return Ok(Extent { offset, len: len_of_kind, kind, depth }),
             }
         }
     }
@@ -177,20 +202,23 @@ impl<S: Storage> Image<S> {
 
 impl<S: Storage> Layer<S> {
     /// The kind of a run that this layer has, and how much of it is of that kind.
-    async fn extent_kind(&self, run: &Run) -> Result<(ExtentKind, u64)> {
+    async fn extent_kind(&self, run: &Run, holes: Holes) -> Result<(ExtentKind, u64)> {
         Ok(match run.kind {
-            RunKind::Unallocated => (ExtentKind::Unallocated, run.len),
+            RunKind::Unallocated { host } => (ExtentKind::Unallocated { host }, run.len),
             RunKind::Zero { host } => (ExtentKind::Zero { host }, run.len),
             RunKind::Compressed(cluster) => {
                 (ExtentKind::Compressed { host: cluster.host, len: cluster.len }, run.len)
             }
             RunKind::Data { host } => {
                 // A raw layer has no metadata: what its file says is all there is to know.
-                let Body::Raw(layer) = &self.body else {
-                    return Ok((ExtentKind::Data { host }, run.len));
+                let storage = match &self.body {
+                    Body::Raw(layer) => &layer.storage,
+                    Body::Qcow2(_) => match self.data_storage() {
+                        Ok(Some(storage)) if holes == Holes::Everywhere => storage,
+                        _ => return Ok((ExtentKind::Data { host }, run.len)),
+                    },
                 };
-                let extent = layer
-                    .storage
+                let extent = storage
                     .extent_at(host.get(), run.len)
                     .await
                     .map_err(|error| Error::storage("extent", host.get(), run.len, error))?;

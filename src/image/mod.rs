@@ -18,6 +18,7 @@
 
 pub mod check;
 mod codec;
+mod describe;
 mod detect;
 mod gate;
 mod inflated;

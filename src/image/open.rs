@@ -73,8 +73,11 @@ impl<S: Storage> Image<S> {
             let body = match source.format {
                 Format::Raw => {
                     let metadata = Metadata::new(source.storage).await?;
+                    let file_len = metadata.file_len();
                     Body::Raw(RawLayer {
-                        len: metadata.file_len(),
+                        // Sectors of 512 bytes are the unit in which a guest sees a disk; the rest of the last one
+                        // is zeros, as everything behind the end of a storage.
+                        len: file_len.checked_next_multiple_of(512).unwrap_or(file_len),
                         storage: metadata.into_storage(),
                     })
                 }

@@ -104,7 +104,7 @@ impl<S: Storage> Image<S> {
             let run = layer_run(&self.layers[0], at, (buf.len() - done) as u64).await?;
             let part = done..done + narrow(run.len);
             // Behind the end of the disk there is no backing file to look through to.
-            if run.kind == RunKind::Unallocated {
+            if matches!(run.kind, RunKind::Unallocated { .. }) {
                 buf[part.clone()].fill(0);
             } else if let Some(piece) = self.take(0, &run, at, part.clone(), buf)? {
                 pieces.push(piece);
@@ -134,7 +134,7 @@ impl<S: Storage> Image<S> {
                 let run = layer_run(layer, at, rest.min(todo.len() as u64)).await?;
                 let part = todo.start..todo.start + narrow(run.len);
                 todo.start = part.end;
-                if run.kind == RunKind::Unallocated {
+                if matches!(run.kind, RunKind::Unallocated { .. }) {
                     match layer.below {
                         Below::Zeros => buf[part].fill(0),
                         Below::Layer => below.push((depth + 1, part)),
@@ -167,7 +167,7 @@ impl<S: Storage> Image<S> {
     ) -> Result<Option<Piece>> {
         let layer = &self.layers[depth];
         match run.kind {
-            RunKind::Unallocated | RunKind::Zero { .. } => buf[part].fill(0),
+            RunKind::Unallocated { .. } | RunKind::Zero { .. } => buf[part].fill(0),
             RunKind::Data { host } => {
                 let Some(storage) = layer.data_storage()? else {
                     buf[part].fill(0);

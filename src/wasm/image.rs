@@ -209,7 +209,7 @@ fn extent_value(extent: &Extent) -> JsValue {
         ExtentKind::Zero { host } => ("zero", host, host.map(|_| extent.len)),
         ExtentKind::Hole { host } => ("zero", Some(host), Some(extent.len)),
         ExtentKind::Compressed { host, len } => ("compressed", Some(host), Some(len)),
-        ExtentKind::Unallocated => ("unallocated", None, None),
+        ExtentKind::Unallocated { .. } => ("unallocated", None, None),
     };
     object([
         ("offset", extent.offset.into()),
