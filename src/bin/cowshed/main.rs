@@ -1,1 +1,32 @@
-fn main() {}
+//! The `cowshed` command: the verbs, options, texts, JSON and exit codes that users of `qemu-img` know, and verbs that
+//! `qemu-img` lacks. Called under the name `qemu-img` it is a stand-in for it.
+//!
+//! There is no logic of images in here: a verb asks the crate's public interface and prints what it says.
+
+mod check;
+mod cli;
+mod compare;
+mod convert;
+mod escape;
+mod failure;
+mod info;
+mod json;
+mod map;
+mod open;
+mod options;
+mod persona;
+mod progress;
+mod read;
+mod size;
+mod snapshot;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let persona = persona::Persona::of(arguments.first().map(|argument| argument.as_os_str()));
+    match cli::run(persona, arguments) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => ExitCode::from(failure.report(persona)),
+    }
+}

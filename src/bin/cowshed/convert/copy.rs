@@ -1,0 +1,222 @@
+//! The copy: several pieces at once, on several threads, in whatever order they come.
+
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use async_executor::Executor;
+use async_lock::Mutex as AsyncMutex;
+use futures::future;
+
+use crate::failure::{Failure, warn};
+use crate::open::{self, DiskImage};
+use crate::persona::Persona;
+use crate::progress::Progress;
+
+use super::plan::{Piece, Plan};
+use super::sparse::{SECTOR_LEN_BYTES, Sparse};
+use super::target::Target;
+
+/// A source and where it goes in the target.
+pub(super) struct Part<'a> {
+    pub(super) name: &'a OsStr,
+    pub(super) image: &'a DiskImage,
+    /// Offset in the target in bytes.
+    pub(super) start: u64,
+}
+
+/// What to copy where, and how.
+pub(super) struct Copy<'a> {
+    pub(super) parts: Vec<Part<'a>>,
+    /// Length of all sources in bytes.
+    pub(super) len: u64,
+    pub(super) target: &'a Target,
+    pub(super) sparse: Sparse,
+    /// Bytes a second at most.
+    pub(super) rate: Option<u64>,
+    /// Whether what cannot be read becomes zeros.
+    pub(super) salvage: bool,
+    /// Whether that is not even mentioned.
+    pub(super) quiet: bool,
+    pub(super) persona: Persona,
+}
+
+impl Copy<'_> {
+    /// Copies everything, `parallel` pieces at once.
+    ///
+    /// # Errors
+    /// The first that any piece met; what was written stays.
+    pub(super) fn run(&self, parallel: usize, progress: &mut Progress) -> Result<(), Failure> {
+        if progress.is_shown() {
+            let total = open::block_on(self.len_to_copy())?;
+            progress.start(total);
+        }
+        let shared = Shared {
+            plan: AsyncMutex::new(Plan::new(self)),
+            progress: Mutex::new((progress, 0)),
+            pace: Mutex::new((Instant::now(), 0)),
+            failure: Mutex::new(None),
+        };
+        let executor = Executor::new();
+        let tasks: Vec<_> =
+            (0..parallel.max(1)).map(|_| executor.spawn(self.work(&shared))).collect();
+        let done = event_listener::Event::new();
+        let threads =
+            std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(parallel.max(1));
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                let (listener, executor) = (done.listen(), &executor);
+                scope.spawn(move || open::block_on(executor.run(listener)));
+            }
+            open::block_on(executor.run(future::join_all(tasks)));
+            done.notify(usize::MAX);
+        });
+        drop(executor);
+        let failure = shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// How many bytes will be written rather than left out, as far as can be known before.
+    async fn len_to_copy(&self) -> Result<u64, Failure> {
+        if self.target.writes_zeros() {
+            return Ok(self.len);
+        }
+        let mut total = 0;
+        let mut plan = Plan::new(self).silently();
+        while let Some(piece) = plan.next().await? {
+            total += if piece.is_zero { 0 } else { piece.len };
+        }
+        Ok(total)
+    }
+
+    /// Copies one piece after the other.
+    async fn work(&self, shared: &Shared<'_, '_>) {
+        let mut buffer = Vec::new();
+        loop {
+            // The plan is unlocked before a failure stops it.
+            let next = shared.plan.lock().await.next().await;
+            let piece = match next {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break,
+                Err(failure) => {
+                    shared.fail(failure).await;
+                    break;
+                }
+            };
+            if let Err(failure) = self.copy_piece(&piece, &mut buffer, shared).await {
+                shared.fail(failure).await;
+                break;
+            }
+        }
+    }
+
+    async fn copy_piece(
+        &self,
+        piece: &Piece,
+        buffer: &mut Vec<u8>,
+        shared: &Shared<'_, '_>,
+    ) -> Result<(), Failure> {
+        let part = &self.parts[piece.part];
+        let start = part.start + piece.offset;
+        if piece.is_zero && !self.target.writes_zeros() {
+            return self.target.write_zeros(start, piece.len);
+        }
+        if piece.is_zero {
+            self.target.write_zeros(start, piece.len)?;
+        } else {
+            // OK to narrow: a piece is a few MiB.
+            buffer.resize(usize::try_from(piece.len).unwrap_or(0), 0);
+            self.read(part, buffer, piece.offset).await?;
+            let mut at = 0;
+            for &end in &piece.runs {
+                while at < end {
+                    let offset = start + at as u64;
+                    let (len, is_data) = self.sparse.run(&buffer[at..end], offset);
+                    if is_data || self.target.writes_zeros() {
+                        self.target.write(&buffer[at..at + len], offset)?;
+                    } else {
+                        self.target.write_zeros(offset, len as u64)?;
+                    }
+                    at += len;
+                }
+            }
+        }
+        shared.wrote(piece.len, self.rate).await
+    }
+
+    async fn read(&self, part: &Part<'_>, buffer: &mut [u8], offset: u64) -> Result<(), Failure> {
+        let error = match part.image.read_at(buffer, offset).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if !self.salvage {
+            let doing = format!("error while reading at byte {}", part.start + offset);
+            return Err(Failure::image(part.name, doing, open::reason(&error)));
+        }
+        // Whatever sectors can be had.
+        for (sector, offset) in
+            buffer.chunks_mut(SECTOR_LEN_BYTES).zip((offset..).step_by(SECTOR_LEN_BYTES))
+        {
+            if let Err(error) = part.image.read_at(sector, offset).await {
+                self.warn(part, &format!("error while reading offset {offset}"), &error);
+                sector.fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn warn(&self, part: &Part<'_>, doing: &str, error: &cowshed::Error) {
+        if !self.quiet {
+            let reason = open::reason(error);
+            match self.persona {
+                Persona::QemuImg => warn(&format!("qemu-img: warning: {doing}: {reason}")),
+                Persona::Cowshed => {
+                    let name = crate::escape::path(std::path::Path::new(part.name));
+                    warn(&format!("cowshed: {name}: {reason}; zeros are written instead"));
+                }
+            }
+        }
+    }
+}
+
+/// What the copying futures share.
+struct Shared<'c, 'p> {
+    plan: AsyncMutex<Plan<'c>>,
+    /// The display, and how much is done in bytes.
+    progress: Mutex<(&'p mut Progress, u64)>,
+    /// When the copy began, and how much is written in bytes.
+    pace: Mutex<(Instant, u64)>,
+    failure: Mutex<Option<Failure>>,
+}
+
+impl Shared<'_, '_> {
+    /// Keeps the first failure, and lets no more pieces out.
+    async fn fail(&self, failure: Failure) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+        self.plan.lock().await.stop();
+    }
+
+    /// Shows progress, and waits if the copy is faster than `rate`.
+    async fn wrote(&self, len: u64, rate: Option<u64>) -> Result<(), Failure> {
+        {
+            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            progress.1 += len;
+            let done = progress.1;
+            progress.0.set(done)?;
+        }
+        let Some(rate) = rate.filter(|&rate| rate > 0) else { return Ok(()) };
+        let pause = {
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.1 += len;
+            #[allow(clippy::cast_precision_loss, reason = "a pause")]
+            let due = pace.1 as f64 / rate as f64;
+            Duration::try_from_secs_f64(due)
+                .unwrap_or(Duration::MAX)
+                .saturating_sub(pace.0.elapsed())
+        };
+        async_io::Timer::after(pause).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,298 @@
+//! Opening an image by its name on the command line: format, locks, gate, caches; and the words for what goes wrong.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use clap::ArgMatches;
+use cowshed::Error;
+use cowshed::image::{
+    Extents, Format, Gate as _, Identity, Image, LayerInfo, OpenOptions, Reference, References,
+    SnapshotSelector, Source, detect,
+};
+use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockError, LockMode, open_storage};
+use cowshed::storage::{Buf, Storage};
+
+use crate::failure::Failure;
+use crate::options;
+use crate::persona::Persona;
+use crate::size::SIZE_MAX;
+
+/// An image in files.
+pub(crate) type DiskImage = Image<DiskStorage>;
+/// Its extents.
+pub(crate) type DiskExtents<'a> = Extents<'a, DiskStorage>;
+
+/// How much of a file is looked at to tell its format, in bytes.
+const PROBE_LEN_BYTES: usize = 512;
+
+/// Runs a future on this thread until it is done.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    async_io::block_on(future)
+}
+
+/// How images are opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Opening {
+    persona: Persona,
+    format: Option<String>,
+    force_share: bool,
+    exclusive: bool,
+    direct: bool,
+    allow: Vec<PathBuf>,
+    options: OpenOptions,
+}
+
+impl Opening {
+    /// What the options say; `format` is the id of the one for the format.
+    ///
+    /// # Errors
+    /// An option that is not supported is given, or a size is wrong.
+    pub(crate) fn from_matches(
+        matches: &ArgMatches,
+        persona: Persona,
+        format: &str,
+    ) -> Result<Self, Failure> {
+        if matches.get_flag("image-opts") {
+            return Err(Failure::message(
+                "--image-opts is not supported: give the image's file name, and -f FMT if needed",
+            ));
+        }
+        if matches.contains_id("object") {
+            return Err(Failure::message(
+                "--object is not supported: encrypted images cannot be read yet",
+            ));
+        }
+        let mut options = OpenOptions::default();
+        if matches.try_contains_id("cache-size").is_ok() {
+            let size = |id| options::bytes(matches, id, id, 0..=SIZE_MAX);
+            options.cache.cache_size = size("cache-size")?;
+            options.cache.l2_cache_size = size("l2-cache-size")?;
+            options.cache.l2_cache_entry_size = size("l2-cache-entry-size")?;
+            options.cache.refcount_cache_size = size("refcount-cache-size")?;
+        }
+        Ok(Self {
+            persona,
+            format: options::text(matches, format).map(str::to_owned),
+            force_share: matches.get_flag("force-share"),
+            exclusive: false,
+            direct: false,
+            allow: matches.get_many::<PathBuf>("allow").into_iter().flatten().cloned().collect(),
+            options,
+        })
+    }
+
+    /// Who the command is.
+    pub(crate) fn persona(&self) -> Persona {
+        self.persona
+    }
+
+    /// Opens nothing that the image names.
+    pub(crate) fn alone(mut self) -> Self {
+        self.options.references = References::Leave;
+        self
+    }
+
+    /// Reads past the page cache, or not.
+    pub(crate) fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
+    /// Lets no one write to the image meanwhile, even if it is raw.
+    pub(crate) fn exclusive(mut self) -> Self {
+        self.exclusive = true;
+        self
+    }
+
+    /// Opens the snapshot that the option `id` names, if it is given.
+    pub(crate) fn at_snapshot(mut self, matches: &ArgMatches, id: &str) -> Self {
+        let word = options::text(matches, id).map(|word| word.as_bytes().to_vec());
+        self.options.snapshot = word.map(SnapshotSelector::IdOrName);
+        self
+    }
+
+    /// Opens the image called `name`, and what it refers to.
+    ///
+    /// # Errors
+    /// [`Failure::open`].
+    pub(crate) async fn open(&self, name: &OsStr) -> Result<DiskImage, Failure> {
+        let opened = self.try_open(name, self.options.snapshot.clone()).await?;
+        opened.map_err(|error| Failure::open(name, reason(&error)))
+    }
+
+    /// As [`Self::open`], at another snapshot, and with the engine's own error.
+    ///
+    /// # Errors
+    /// The file itself cannot be opened.
+    pub(crate) async fn try_open(
+        &self,
+        name: &OsStr,
+        snapshot: Option<SnapshotSelector>,
+    ) -> Result<Result<DiskImage, Error>, Failure> {
+        let source = self.source(name).await?;
+        let gate = self.gate(name)?;
+        let mut options = self.options.clone();
+        options.snapshot = snapshot;
+        Ok(Image::open(source, &gate, options).await.map(|opened| opened.image))
+    }
+
+    /// Opens the file called `name`, and finds out its format unless it is given.
+    ///
+    /// # Errors
+    /// [`Failure::open`].
+    pub(crate) async fn source(&self, name: &OsStr) -> Result<Source<DiskStorage>, Failure> {
+        let failed = |error: io::Error| open_failure(name, &error, self.persona);
+        let format = match self.format.as_deref() {
+            Some("qcow2") => Format::Qcow2,
+            Some("raw") => Format::Raw,
+            Some(other) => return Err(Failure::open(name, format!("Unknown driver '{other}'"))),
+            None => self.probe(name).await.map_err(failed)?,
+        };
+        let lock = match format {
+            _ if self.force_share => LockMode::ForceShare,
+            Format::Raw if !self.exclusive => LockMode::Shared,
+            _ => LockMode::Exclusive,
+        };
+        let storage = open_storage(name, &self.file_options(lock)).map_err(failed)?;
+        let (device, inode) = storage.identity();
+        let identity = Some(Identity(device, inode));
+        Ok(Source { storage, format, location: PathBuf::from(name), identity })
+    }
+
+    /// Opens the backing file that `reference` names.
+    ///
+    /// # Errors
+    /// It is refused, or cannot be opened.
+    pub(crate) async fn backing(
+        &self,
+        reference: &Reference<'_>,
+    ) -> Result<Source<DiskStorage>, Failure> {
+        let from = reference.from.as_os_str();
+        match self.gate(from)?.open(reference).await {
+            Ok(cowshed::image::Answer::Open(source)) => Ok(source),
+            // The gate of the command does not answer that.
+            Ok(cowshed::image::Answer::Zeros) => {
+                Err(Failure::open(from, "the backing file is not to be had"))
+            }
+            Err(error) => Err(Failure::open(from, reason(&error))),
+        }
+    }
+
+    /// Opens a layer that the gate has given, alone.
+    ///
+    /// # Errors
+    /// [`Failure::open`].
+    pub(crate) async fn layer(&self, source: Source<DiskStorage>) -> Result<DiskImage, Failure> {
+        let name = source.location.clone();
+        let gate = cowshed::image::RefuseAll::new();
+        let opened = Image::open(source, &gate, self.options.clone()).await;
+        opened
+            .map(|opened| opened.image)
+            .map_err(|error| Failure::open(name.as_os_str(), reason(&error)))
+    }
+
+    /// What decides which files images may name.
+    fn gate(&self, name: &OsStr) -> Result<FolderGate, Failure> {
+        let failed = |error: io::Error| open_failure(name, &error, self.persona);
+        let mut gate = match self.persona {
+            Persona::Cowshed => FolderGate::new(name).map_err(failed)?,
+            Persona::QemuImg => FolderGate::plain_files(),
+        };
+        for path in &self.allow {
+            gate = gate.allow(path).map_err(|error| {
+                Failure::message(format!(
+                    "--allow {}: {}",
+                    crate::escape::path(path),
+                    io_reason(&error)
+                ))
+            })?;
+        }
+        let lock = if self.force_share { LockMode::ForceShare } else { LockMode::Exclusive };
+        Ok(gate.options(&self.file_options(lock)))
+    }
+
+    fn file_options(&self, lock: LockMode) -> FileOptions {
+        FileOptions::new().direct(self.direct).lock(lock).block_device(true)
+    }
+
+    async fn probe(&self, name: &OsStr) -> io::Result<Format> {
+        let options = FileOptions::new().lock(LockMode::Off).block_device(true);
+        let storage = open_storage(name, &options)?;
+        Ok(detect(&Storage::read_at(&storage, Buf::zeroed(PROBE_LEN_BYTES), 0).await?))
+    }
+}
+
+/// The extents of `len` bytes of `image` from `offset`. As `qemu-img` does, it looks for holes under the data of images
+/// whose clusters were allocated and never written.
+///
+/// # Errors
+/// The range is not within the disk.
+pub(crate) fn extents(
+    image: &DiskImage,
+    offset: u64,
+    len: u64,
+) -> cowshed::Result<DiskExtents<'_>> {
+    let extents = image.extents(offset, len)?;
+    Ok(if image.layers().any(|layer| is_preallocated(&layer)) {
+        extents.with_holes()
+    } else {
+        extents
+    })
+}
+
+/// Whether a file takes less space than it is long, by more than a tenth.
+fn is_preallocated(layer: &LayerInfo<'_>) -> bool {
+    let (Some(header), Ok(metadata)) = (layer.header, std::fs::metadata(layer.location)) else {
+        return false;
+    };
+    let cluster_size = header.geometry().cluster_size();
+    let clusters = layer.file_len / cluster_size;
+    let taken = metadata.blocks() * 512 / cluster_size;
+    clusters >= (taken * 10 / 9).max(taken + 2)
+}
+
+/// A file cannot be opened.
+pub(crate) fn open_failure(name: &OsStr, error: &io::Error, persona: Persona) -> Failure {
+    let text = io_reason(error);
+    let reason = match (persona, error.kind()) {
+        (Persona::Cowshed, io::ErrorKind::ResourceBusy) => {
+            format!("{text}; -U opens the image all the same")
+        }
+        (Persona::Cowshed, _) => text,
+        (Persona::QemuImg, io::ErrorKind::ResourceBusy) => text,
+        (Persona::QemuImg, io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => {
+            format!("'file' driver requires '{}' to be a regular file", name.display())
+        }
+        (Persona::QemuImg, _) => format!("Could not open '{}': {text}", name.display()),
+    };
+    Failure::open(name, reason).with_hint(lock_hint(error, persona))
+}
+
+/// What `qemu-img` asks on a second line if a file is locked.
+pub(crate) fn lock_hint(error: &io::Error, persona: Persona) -> Option<String> {
+    let lock = error.get_ref().and_then(|error| error.downcast_ref::<LockError>())?;
+    (persona == Persona::QemuImg).then(|| lock.hint())
+}
+
+/// An error of the engine in one line.
+pub(crate) fn reason(error: &Error) -> String {
+    without_number(error.to_string())
+}
+
+/// An error of the system in one line.
+pub(crate) fn io_reason(error: &io::Error) -> String {
+    without_number(error.to_string())
+}
+
+/// What `std` writes of an error of the system ends with a number that helps no one.
+fn without_number(mut text: String) -> String {
+    if text.ends_with(')')
+        && let Some(at) = text.rfind(" (os error ")
+    {
+        text.truncate(at);
+    }
+    text
+}

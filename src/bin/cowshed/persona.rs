@@ -1,0 +1,42 @@
+//! The name that the command was called by, and what depends on it.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+/// Who the command is: itself, or a stand-in for QEMU's tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Persona {
+    /// Called as `cowshed`, or anything else.
+    Cowshed,
+    /// Called as `qemu-img`: its error texts, and images may name plain files anywhere.
+    QemuImg,
+}
+
+impl Persona {
+    /// The persona of the path that the command was called by.
+    pub(crate) fn of(argv0: Option<&OsStr>) -> Self {
+        match argv0.and_then(|path| Path::new(path).file_name()) {
+            Some(name) if name == "qemu-img" => Self::QemuImg,
+            _ => Self::Cowshed,
+        }
+    }
+
+    /// The name in front of messages.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cowshed => "cowshed",
+            Self::QemuImg => "qemu-img",
+        }
+    }
+
+    /// What `--version` prints.
+    pub(crate) fn version(self) -> &'static str {
+        match self {
+            Self::Cowshed => concat!("cowshed ", env!("CARGO_PKG_VERSION")),
+            // Scripts look for this pattern and choose by the number what they may use.
+            Self::QemuImg => {
+                concat!("qemu-img version 10.0.2 (cowshed ", env!("CARGO_PKG_VERSION"), ")")
+            }
+        }
+    }
+}
