@@ -20,9 +20,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cowshed::image::check::CheckOptions;
 use cowshed::image::{ExtentKind, Format, Identity, Image, OpenOptions, RefuseAll, Source};
-use cowshed::rt::{DiskStorage, FileOptions, ThreadWorkers, open_storage};
-use futures::executor::block_on;
+use cowshed::rt::{DiskStorage, FileOptions, ThreadWorkers, block_on, open_storage};
 
 struct Arguments {
     workload: String,
@@ -179,6 +179,12 @@ fn main() {
                 count
             });
             arguments.report(start.elapsed().as_secs_f64(), extents, image.virtual_size(), "");
+        }
+        "check" => {
+            let options = CheckOptions::default();
+            let report = block_on(image.check(&options, &mut ())).expect("a check");
+            assert!(report.is_clean(), "{report:?}");
+            arguments.report(start.elapsed().as_secs_f64(), 1, image.virtual_size(), "");
         }
         other => {
             eprintln!("qbench: workload {other} is not supported");
