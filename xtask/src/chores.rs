@@ -60,28 +60,57 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
     if fuzz {
         setup::fuzz_tools()?;
     }
-    let mut ran = Vec::new();
+    let mut suites = Suites::default();
     if engine {
-        step("test the engine, the command and the documentation", || {
-            run(cargo().args(["test", "--workspace", "--all-features"]))
-        })?;
-        ran.push("engine, command, documentation");
+        suites.run("test the engine, the command and the documentation", || {
+            run(cargo().args(["test", "--workspace", "--all-features", "--no-fail-fast"]))
+        });
     }
     if browser {
-        step("test the engine in Chromium", wasm_tests)?;
+        suites.run("test the engine in Chromium", wasm_tests);
         package()?;
         page()?;
-        step("test the page in Chromium", || {
+        suites.run("test the page in Chromium", || {
             run(command("npm").current_dir(www()).args(["test", "--silent"]))
-        })?;
-        ran.push("engine in Chromium, page");
+        });
     }
     if fuzz {
-        fuzz::run_for(10, None)?;
-        ran.push("fuzz targets");
+        for target in fuzz::build()? {
+            suites.run(&format!("fuzz {target}"), || fuzz::run_target(&target, FUZZ_SECONDS));
+        }
     }
-    println!("\nEverything passed: {}.", ran.join("; "));
-    Ok(())
+    suites.end()
+}
+
+/// How long each fuzz target runs among the tests.
+const FUZZ_SECONDS: u32 = 10;
+
+/// Test suites: one that fails does not keep the others from running.
+#[derive(Default)]
+struct Suites {
+    passed: usize,
+    failed: Vec<String>,
+}
+
+impl Suites {
+    fn run(&mut self, what: &str, suite: impl FnOnce() -> Result<()>) {
+        match step(what, suite) {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                println!("    FAILED: {error}");
+                self.failed.push(what.to_owned());
+            }
+        }
+    }
+
+    fn end(self) -> Result<()> {
+        println!();
+        for failed in &self.failed {
+            println!("FAILED: {failed}");
+        }
+        println!("suites: {} passed, {} failed", self.passed, self.failed.len());
+        if self.failed.is_empty() { Ok(()) } else { Err("tests failed".into()) }
+    }
 }
 
 /// Builds the npm package into `pkg/`.

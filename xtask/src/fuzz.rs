@@ -2,48 +2,58 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::process::{command, output, path_with, run, step};
 use crate::{Result, paths, setup};
 
-/// Runs `only`, or every target that `fuzz/fuzz_targets` holds, for `seconds` each.
+/// Runs `only`, or every target that there is, for `seconds` each.
 pub(crate) fn run_for(seconds: u32, only: Option<&str>) -> Result<()> {
-    let path = path_with(&[setup::fuzz_tools()?])?;
-    let cargo_fuzz = |arguments: &[&str]| {
-        let mut fuzz = command("cargo");
-        // It builds for the host with nightly, whatever the caller's toolchain is.
-        fuzz.env("PATH", &path).args(["+nightly", "fuzz"]).args(arguments);
-        fuzz
-    };
-    step("build the fuzz targets", || run(&mut cargo_fuzz(&["build", "--release"])))?;
-    let seeds = seeds()?;
-    let targets = targets()?;
+    let targets = build()?;
     if only.is_some_and(|only| !targets.iter().any(|target| target == only)) {
         return Err(format!("no such target; there are {}", targets.join(", ")).into());
     }
     for target in targets.iter().filter(|target| only.is_none_or(|only| only == *target)) {
-        let corpus = paths::root().join("fuzz/corpus").join(target);
-        fs::create_dir_all(&corpus)?;
-        step(&format!("fuzz {target} for {seconds} s"), || {
-            let mut fuzz = cargo_fuzz(&["run", "--release", target]);
-            // The first folder takes what is found, the second is only read.
-            fuzz.args([&corpus, &seeds]).args([
-                "--",
-                "-dict=fuzz/qcow2.dict",
-                "-malloc_limit_mb=64",
-                "-rss_limit_mb=1024",
-                "-timeout=10",
-                "-verbosity=0",
-                "-print_funcs=0",
-                "-print_final_stats=1",
-                // A whole image, or some entries of a table.
-                if target == "image" { "-max_len=98304" } else { "-max_len=4096" },
-                &format!("-max_total_time={seconds}"),
-            ]);
-            run(&mut fuzz)
-        })?;
+        step(&format!("fuzz {target} for {seconds} s"), || run_target(target, seconds))?;
     }
     Ok(())
+}
+
+/// Builds every target that `fuzz/fuzz_targets` holds, and returns their names.
+pub(crate) fn build() -> Result<Vec<String>> {
+    step("build the fuzz targets", || run(&mut cargo_fuzz(&["build", "--release"])?))?;
+    targets()
+}
+
+/// Runs a target for `seconds`.
+pub(crate) fn run_target(target: &str, seconds: u32) -> Result<()> {
+    let corpus = paths::root().join("fuzz/corpus").join(target);
+    fs::create_dir_all(&corpus)?;
+    let mut fuzz = cargo_fuzz(&["run", "--release", target])?;
+    // The first folder takes what is found, the second is only read.
+    fuzz.args([&corpus, &seeds()?]).args([
+        "--",
+        "-dict=fuzz/qcow2.dict",
+        "-malloc_limit_mb=64",
+        "-rss_limit_mb=1024",
+        "-timeout=10",
+        "-verbosity=0",
+        "-print_funcs=0",
+        "-print_final_stats=1",
+        // A whole image, or some entries of a table.
+        if target == "image" { "-max_len=98304" } else { "-max_len=4096" },
+        &format!("-max_total_time={seconds}"),
+    ]);
+    run(&mut fuzz)
+}
+
+/// `cargo fuzz` with nightly, whatever the caller's toolchain is.
+fn cargo_fuzz(arguments: &[&str]) -> Result<Command> {
+    let mut fuzz = command("cargo");
+    fuzz.env("PATH", path_with(&[setup::fuzz_tools()?])?)
+        .args(["+nightly", "fuzz"])
+        .args(arguments);
+    Ok(fuzz)
 }
 
 /// What the targets start from: images of every kind that are as small as they can be, by `qemu-img create -o` and
