@@ -9,7 +9,7 @@
 //!
 //! It speaks the command line of the benchmark harness that measures other engines on the same files, so that all are
 //! measured in one run; `docs/performance.md` says how. Requests are driven as an embedder without a runtime would:
-//! `block_on` on each thread, one image for all.
+//! the crate's `block_on`, which waits in an io_uring, on each thread; one image for all.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails stops")]
 #![allow(clippy::disallowed_methods, clippy::cast_precision_loss, reason = "it measures time")]
