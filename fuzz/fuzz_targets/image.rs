@@ -121,7 +121,7 @@ async fn check_extent(image: &Image<Arc<MemoryStorage>>, offset: u64, len: u64, 
                 assert!(guest == bytes, "guest {offset:#x} is not host {:#x}", host.get());
             }
         }
-        ExtentKind::Zero { .. } | ExtentKind::Hole { .. } | ExtentKind::Unallocated => {
+        ExtentKind::Zero { .. } | ExtentKind::Hole { .. } | ExtentKind::Unallocated { .. } => {
             read.expect("zeros can be read");
             assert!(guest.iter().all(|byte| *byte == 0), "guest {offset:#x} is not zeros");
         }
