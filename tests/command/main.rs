@@ -19,6 +19,7 @@ mod matrix;
 mod read;
 mod size;
 mod snapshot;
+mod verdict;
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;

@@ -47,6 +47,7 @@ const VERBS: &[Verb] = &[
     verb!(convert),
     verb!(snapshot),
     verb!(read),
+    verb!(verdict),
 ];
 
 /// Runs the command with its arguments, the first of which is its own name; gives the exit code.

@@ -19,6 +19,7 @@ mod progress;
 mod read;
 mod size;
 mod snapshot;
+mod verdict;
 
 use std::process::ExitCode;
 
