@@ -225,6 +225,53 @@ async fn the_map_is_that_of_qemu() {
 }
 
 #[wasm_bindgen_test]
+async fn a_check_counts_as_qemu_counts() {
+    // qemu-img check --output=json, which leaves out what is 0.
+    script(
+        "const counts = (report) => ['image-end-offset', 'total-clusters', 'allocated-clusters', 'compressed-clusters',
+            'fragmented-clusters', 'check-errors', 'corruptions', 'leaks'].map((key) => report[key]);
+        for (const [name, wanted] of [['v3_zeros', [589824, 24, 4, 0, 2, 0, 0, 0]], ['zlib', [114688, 64, 13, 12, 12, 0, 0, 0]],
+            ['snapshots', [180224, 128, 27, 0, 4, 0, 0, 0]]]) {
+            const image = await open(await kept(`${name}.qcow2`));
+            const progress = [];
+            const report = await image.check((done, total) => progress.push([done, total]));
+            assert(counts(report), wanted);
+            assert([report.findings, report.filename], [[], `${name}.qcow2`]);
+            assert(progress.length > 0 && progress.every(([done, total]) => done <= total), true);
+            await image.close();
+        }
+        // The refcount of the last cluster but one, cleared: its first refcount block is at cluster 2.
+        const bytes = new Uint8Array(await (await kept('snapshots.qcow2')).arrayBuffer());
+        bytes[2 * 4096 + 2 * 42] = bytes[2 * 4096 + 2 * 42 + 1] = 0;
+        const broken = await open(bytes);
+        const report = await broken.check();
+        assert([report.corruptions > 0, report.findings[0].class, typeof report.findings[0].offset],
+            [true, 'corruption', 'bigint']);
+        const raw = await open(new Blob(['x']));
+        assert((await rejected(raw.check())).code, 'invalid-argument');
+        await broken.close();
+        await raw.close();",
+    )
+    .await;
+}
+
+#[wasm_bindgen_test]
+async fn a_verdict_names_what_an_image_refers_to() {
+    script(
+        "const plain = await open(await kept('v3_zeros.qcow2'));
+        assert((await plain.verdict()).conclusion, 'safe');
+        const chain = await open(await kept('chain.qcow2'), { resolve: () => 'zeros' });
+        const { conclusion, findings } = await chain.verdict();
+        assert(conclusion !== 'safe', true);
+        const backing = findings.find(({ code }) => code.startsWith('backing'));
+        assert([backing.text.includes('chain_middle.qcow2'), typeof backing.severity], [true, 'string']);
+        await plain.close();
+        await chain.close();",
+    )
+    .await;
+}
+
+#[wasm_bindgen_test]
 async fn errors_have_a_code_and_a_place() {
     script(
         "const image = await open(await kept('v3_zeros.qcow2'));

@@ -53,6 +53,8 @@ impl Codec {
     }
 }
 
+// A few are kept for each image; boxing one would not pay.
+#[allow(clippy::large_enum_variant)]
 enum Context {
     Deflate(Decompress),
     Zstd(zstd_stream::Context),

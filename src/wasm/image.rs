@@ -6,6 +6,7 @@ use js_sys::{Promise, Uint8Array};
 use wasm_bindgen::prelude::*;
 
 use super::describe;
+use super::report;
 use super::value::{array, number, object, or_null};
 use crate::cache::CacheStatistics;
 use crate::error::{Error, Result};
@@ -157,6 +158,26 @@ impl Image {
             }
             Ok(array(found))
         })
+    }
+
+    /// Whether the image is safe to hand to a virtual machine, and why. Takes the same time for every image.
+    #[wasm_bindgen(unchecked_return_type = "Promise<Verdict>")]
+    pub fn verdict(&self) -> Promise {
+        self.request(|engine| async move { report::judge(&engine).await })
+    }
+
+    /// Checks the image's metadata: every reference against the refcounts. `onProgress` is told how far it is.
+    #[wasm_bindgen(unchecked_return_type = "Promise<CheckReport>")]
+    pub fn check(
+        &self,
+        #[wasm_bindgen(
+            js_name = onProgress,
+            unchecked_optional_param_type = "(done: number, total: number) => void"
+        )]
+        on_progress: JsValue,
+    ) -> Promise {
+        let progress = on_progress.dyn_into().ok();
+        self.request(|engine| async move { report::check(&engine, progress).await })
     }
 
     /// What the caches and the storages have done so far.

@@ -5,6 +5,7 @@
 //! | `open` | `openImage`: sources, options, and the gate that asks the page |
 //! | `image` | the class `Image` |
 //! | `describe` | header, features, extensions, snapshots, layers and info as plain objects |
+//! | `report` | verdict and check as plain objects |
 //! | `error` | what promises reject with |
 //! | `value` | building plain objects |
 //! | `types.d.ts` | the types of all this, by hand |
@@ -16,6 +17,7 @@ mod describe;
 mod error;
 mod image;
 mod open;
+mod report;
 mod value;
 
 pub use image::Image;

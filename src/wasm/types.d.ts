@@ -144,6 +144,48 @@ export interface ImageInfo {
     };
 }
 
+export interface VerdictFinding {
+    severity: "info" | "caution" | "danger";
+    /** In kebab case; stable. */
+    code: string;
+    /** One line; names from the image are escaped. */
+    text: string;
+    structure: string;
+    /** In the file, or on the disk for what is on the guest's disk. */
+    offset: bigint | null;
+}
+
+export interface Verdict {
+    conclusion: "safe" | "caution" | "unsafe";
+    /** The worst first. */
+    findings: VerdictFinding[];
+}
+
+export interface CheckFinding {
+    class: "leak" | "corruption" | "check-error";
+    text: string;
+    structure: string;
+    /** In the file. */
+    offset: bigint;
+}
+
+/** Under the keys of `qemu-img check --output=json`, and what was found. */
+export interface CheckReport {
+    "image-end-offset": number;
+    "total-clusters": number;
+    "check-errors": number;
+    corruptions: number;
+    leaks: number;
+    "allocated-clusters": number;
+    "fragmented-clusters": number;
+    "compressed-clusters": number;
+    filename: string | null;
+    format: "qcow2";
+    /** The first thousand. */
+    findings: CheckFinding[];
+    "findings-total": number;
+}
+
 export interface CacheStatistics {
     hits: number;
     misses: number;

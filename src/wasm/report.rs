@@ -1,0 +1,101 @@
+//! Verdict and check as plain objects.
+
+use js_sys::Function;
+use wasm_bindgen::JsValue;
+
+use super::describe;
+use super::value::{array, number, object, or_null};
+use crate::error::Result;
+use crate::image::Image;
+use crate::image::check::{CheckObserver, CheckOptions, CheckReport, Finding, FindingClass};
+use crate::inspect::{HostBytes, Verdict, VerdictOptions, verdict};
+use crate::storage::Storage;
+
+/// A broken image has millions of findings; a page gets the first of them.
+const FINDINGS_MAX: usize = 1000;
+
+/// Judges the image.
+pub(super) async fn judge<S: Storage>(image: &Image<S>) -> Result<JsValue> {
+    let Some(top) = describe::top(image) else { return Ok(JsValue::NULL) };
+    let options = VerdictOptions::default();
+    Ok(verdict_value(&verdict(&HostBytes(image), top.format, Some(image), &options).await?))
+}
+
+fn verdict_value(verdict: &Verdict) -> JsValue {
+    let findings = verdict.findings().iter().map(|finding| {
+        object([
+            ("severity", finding.severity.name().into()),
+            ("code", finding.code.into()),
+            ("text", finding.text.as_str().into()),
+            ("structure", finding.structure.into()),
+            ("offset", or_null(finding.offset)),
+        ])
+    });
+    object([("conclusion", verdict.conclusion().name().into()), ("findings", array(findings))])
+}
+
+/// Checks the image's metadata, telling `progress` how far it is.
+pub(super) async fn check<S: Storage>(
+    image: &Image<S>,
+    progress: Option<Function>,
+) -> Result<JsValue> {
+    let mut observer = PageObserver { progress, findings: Vec::new(), total: 0 };
+    let report = image.check(&CheckOptions::default(), &mut observer).await?;
+    Ok(check_value(image, &report, observer))
+}
+
+/// Hands progress to the page and keeps the first findings.
+struct PageObserver {
+    progress: Option<Function>,
+    findings: Vec<JsValue>,
+    total: u64,
+}
+
+impl CheckObserver for PageObserver {
+    fn finding(&mut self, finding: &Finding) {
+        self.total += 1;
+        if self.findings.len() < FINDINGS_MAX {
+            let class = match finding.class() {
+                FindingClass::Leak => "leak",
+                FindingClass::Corruption => "corruption",
+                FindingClass::CheckError => "check-error",
+            };
+            self.findings.push(object([
+                ("class", class.into()),
+                ("text", finding.to_string().into()),
+                ("structure", finding.structure.name().into()),
+                ("offset", finding.offset.into()),
+            ]));
+        }
+    }
+
+    fn progress(&mut self, done: u64, total: u64) {
+        if let Some(progress) = &self.progress {
+            // What the page throws is the page's affair.
+            let _ = progress.call2(&JsValue::NULL, &number(done), &number(total));
+        }
+    }
+}
+
+/// Under the keys of `qemu-img check --output=json`, and the findings.
+fn check_value<S: Storage>(
+    image: &Image<S>,
+    report: &CheckReport,
+    observer: PageObserver,
+) -> JsValue {
+    let name = describe::top(image).map(|top| super::open::location(top.location));
+    object([
+        ("image-end-offset", number(report.image_end_offset)),
+        ("total-clusters", number(report.total_clusters)),
+        ("check-errors", number(report.check_errors)),
+        ("corruptions", number(report.corruptions)),
+        ("leaks", number(report.leaks)),
+        ("allocated-clusters", number(report.allocated_clusters)),
+        ("fragmented-clusters", number(report.fragmented_clusters)),
+        ("compressed-clusters", number(report.compressed_clusters)),
+        ("filename", or_null(name)),
+        ("format", "qcow2".into()),
+        ("findings", array(observer.findings)),
+        ("findings-total", number(observer.total)),
+    ])
+}
