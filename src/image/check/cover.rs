@@ -201,7 +201,7 @@ mod tests {
             assert!(segment.range.start >= last && !segment.range.is_empty(), "{segment:?}");
             last = segment.range.end;
             for at in segment.range.clone() {
-                bytes[at as usize] = segment.weight;
+                bytes[usize::try_from(at).unwrap()] = segment.weight;
             }
         }
         bytes
