@@ -4,7 +4,7 @@
 //! qbench cowshed WORKLOAD FILE [key=value ...]
 //!   WORKLOAD: open | read | toraw | check | map
 //!   keys: size= (bytes addressed, default the virtual size) bs= n= qd= threads= stride= (in blocks; odd and large reads
-//!         all over) direct=1 l2=BYTES out=FILE
+//!         all over) direct=1 l2=BYTES out=FILE warm=1 (once unmeasured before) off= (where `open` reads)
 //! ```
 //!
 //! It speaks the command line of the benchmark harness that measures other engines on the same files, so that all are
@@ -47,13 +47,14 @@ impl Arguments {
     fn report(&self, secs: f64, n: u64, bytes: u64, extra: &str) {
         println!(
             "engine=cowshed wl={} qd={} threads={} n={n} secs={secs:.6} flush=0.000000 iops={:.0} mibs={:.1} \
-             us_per_op={:.2} {extra}",
+             us_per_op={:.2} rss_kb={} {extra}",
             self.workload,
             self.number("qd", 1),
             self.number("threads", 1),
             n as f64 / secs,
             bytes as f64 / 1_048_576.0 / secs,
             secs * 1e6 / n as f64,
+            memory_peak_kib(),
         );
     }
 }
@@ -105,24 +106,40 @@ async fn requests(
     count
 }
 
+/// Copies the disk into a file. Neighbouring data is read together, whatever kind it is of, so that clusters are
+/// inflated together.
 async fn to_raw(image: &Image<DiskStorage>, out: &str) {
     let out = std::fs::File::create(out).unwrap();
     out.set_len(image.virtual_size()).unwrap();
     let mut buf = vec![0; 2 << 20];
-    let mut extents = image.extents(0, image.virtual_size()).unwrap();
-    while let Some(extent) = extents.next().await.expect("a map") {
-        if !matches!(extent.kind, ExtentKind::Data { .. } | ExtentKind::Compressed { .. }) {
-            continue;
-        }
-        let mut offset = extent.offset;
-        let end = extent.offset + extent.len;
-        while offset < end {
-            let len = usize::try_from((end - offset).min(buf.len() as u64)).unwrap();
+    let mut copy = async |data: &std::ops::Range<u64>| {
+        let mut offset = data.start;
+        while offset < data.end {
+            let len = usize::try_from((data.end - offset).min(buf.len() as u64)).unwrap();
             image.read_at(&mut buf[..len], offset).await.expect("a read");
             out.write_all_at(&buf[..len], offset).unwrap();
             offset += len as u64;
         }
+    };
+    let mut data = 0..0;
+    let mut extents = image.extents(0, image.virtual_size()).unwrap();
+    while let Some(extent) = extents.next().await.expect("a map") {
+        let end = extent.offset + extent.len;
+        if matches!(extent.kind, ExtentKind::Data { .. } | ExtentKind::Compressed { .. }) {
+            data.end = end;
+        } else {
+            copy(&data).await;
+            data = end..end;
+        }
     }
+    copy(&data).await;
+}
+
+/// The most memory that this process had, in KiB.
+fn memory_peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
 fn main() {
@@ -151,6 +168,10 @@ fn main() {
             arguments.report(secs, 1, 4096, &extra);
         }
         "read" => {
+            if arguments.number("warm", 0) == 1 {
+                block_on(requests(image, arguments, 0, 1));
+            }
+            let start = Instant::now();
             let count: u64 = if threads == 1 {
                 block_on(requests(image, arguments, 0, 1))
             } else {
@@ -187,6 +208,7 @@ fn main() {
             arguments.report(start.elapsed().as_secs_f64(), 1, image.virtual_size(), "");
         }
         other => {
+            println!("unsupported");
             eprintln!("qbench: workload {other} is not supported");
             std::process::exit(1);
         }
