@@ -2,7 +2,7 @@
 //! buffer that is freed under the kernel's hands.
 
 #![cfg(not(target_family = "wasm"))]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 #![cfg(all(target_os = "linux", feature = "uring"))]
 
 use std::future::{Future, poll_fn};
@@ -198,6 +198,30 @@ fn executor_of_several_threads_runs_on_several_rings() {
             futures::executor::block_on(task);
         }
         stop();
+    });
+}
+
+#[test]
+fn many_threads_share_one_ring() {
+    let (_folder, path) = file();
+    let storage = open(&path);
+    thread::scope(|scope| {
+        for thread in 0..8u32 {
+            let storage = &storage;
+            scope.spawn(move || {
+                // Together more than the shared queue holds.
+                futures::executor::block_on(async {
+                    let mut reads = FuturesUnordered::new();
+                    for i in 0..1000u32 {
+                        reads.push(read(storage, (i * 7 + thread) as u8));
+                        if reads.len() >= 100 {
+                            reads.next().await;
+                        }
+                    }
+                    while reads.next().await.is_some() {}
+                });
+            });
+        }
     });
 }
 

@@ -347,6 +347,14 @@ mod files {
     }
 
     contract!(cached, file(&FileOptions::new()));
+    // Without a way to zero a range, which has to be written.
+    #[cfg(target_os = "linux")]
+    contract!(in_memory_file_system, {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = FileOptions::new().writable(true).create(true);
+        let storage = FileStorage::open(folder.path().join("disk"), &options).unwrap();
+        Subject { storage, _keep: Some(folder) }
+    });
     contract!(direct, file(&FileOptions::new().direct(true)));
     contract!(boxed, {
         let Subject { storage, _keep } = file(&FileOptions::new());
