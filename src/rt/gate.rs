@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::disk::DiskStorage;
 use super::file::FileOptions;
 use crate::error::{Error, Result};
-use crate::image::{Answer, Format, Gate, Reference, ReferenceKind, detect};
+use crate::image::{Answer, Format, Gate, Reference, ReferenceKind, Source, detect};
 use crate::storage::{Buf, Storage, StorageLimits};
 
 /// Opens files that an image names if they lie where the user has approved of.
@@ -105,7 +105,8 @@ impl Gate for FolderGate {
             Some(format) => format,
             None => probe(&storage, &location(reference)).await?,
         };
-        Ok(Answer::Open(storage.into_source(format)))
+        let source = Source { location: location(reference), ..storage.into_source(format) };
+        Ok(Answer::Open(source))
     }
 }
 
