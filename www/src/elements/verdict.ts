@@ -2,6 +2,7 @@
 
 import { css, html, LitElement, type TemplateResult } from "lit";
 import type { Finding, Verdict } from "../engine/contract.js";
+import type { Space } from "../engine/protocol.js";
 import { counted, shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
 import { hexLink, when } from "./parts.js";
@@ -10,7 +11,7 @@ const CONCLUSIONS: Record<Verdict["conclusion"], { tone: string; heading: string
   safe: {
     tone: "good",
     heading: "Safe to hand to a virtual machine",
-    text: "It opens no other file, and its structure holds together.",
+    text: "It names no other file, and nothing was found in it that could do harm.",
   },
   caution: {
     tone: "fair",
@@ -24,7 +25,8 @@ const CONCLUSIONS: Record<Verdict["conclusion"], { tone: string; heading: string
   },
 };
 
-const TONES: Record<string, string> = { danger: "bad", caution: "fair" };
+const TONES: Record<Finding["severity"], string> = { danger: "bad", caution: "fair", info: "" };
+const GUEST_STRUCTURE = "guest disk";
 /** Findings shown before the person asks for all of them. */
 const FINDINGS_SHOWN = 12;
 
@@ -157,15 +159,20 @@ export class CowVerdict extends LitElement {
 
   #finding(finding: Finding): TemplateResult {
     return html`<li>
-      <div><span class="tag ${TONES[finding.severity] ?? ""}">${shown(finding.severity)}</span></div>
+      <div><span class="tag ${TONES[finding.severity]}">${shown(finding.severity)}</span></div>
       <p class="break">${shown(finding.text)}</p>
       <p class="place">
         <span class="mono">${shown(finding.code)}</span>
-        ${when(finding.structure, () => html`<span>${shown(finding.structure ?? "")}</span>`)}
-        ${when(finding.offset !== null, () => html`<span>at ${hexLink("host", finding.offset ?? 0n)}</span>`)}
+        <span>${shown(finding.structure)}</span>
+        ${when(finding.offset !== null, () => html`<span>at ${hexLink(spaceOf(finding), finding.offset ?? 0n)}</span>`)}
       </p>
     </li>`;
   }
+}
+
+/** What the guest wrote is on the disk, everything else in the file. */
+function spaceOf({ structure }: Finding): Space {
+  return structure === GUEST_STRUCTURE ? "guest" : "host";
 }
 
 const ICONS: Record<string, TemplateResult> = {

@@ -80,10 +80,10 @@ export interface Extent {
 }
 
 export interface Finding {
-  severity: string;
+  severity: "info" | "caution" | "danger";
   code: string;
   text: string;
-  structure: string | null;
+  structure: string;
   offset: bigint | null;
 }
 
@@ -107,7 +107,6 @@ export interface EngineImage {
   readHost(offset: bigint, length: number): Promise<Uint8Array>;
   map(offset: bigint, maxLength: bigint, maxExtents: number): Promise<Extent[]>;
   verdict(): Promise<Verdict>;
-  check(onProgress?: (done: number, total: number) => void): Promise<object>;
   statistics(): object;
   close(): Promise<void>;
 }
