@@ -11,6 +11,9 @@
 //! measured in one run; `docs/performance.md` says how. Requests are driven as an embedder without a runtime would:
 //! the crate's `block_on`, which waits in an io_uring, on each thread; one image for all.
 
+// Files are native; `wasm-pack test` compiles every target all the same.
+#![cfg_attr(target_family = "wasm", no_main)]
+#![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails stops")]
 #![allow(clippy::disallowed_methods, clippy::cast_precision_loss, reason = "it measures time")]
 

@@ -297,11 +297,13 @@ async fn errors_have_a_code_and_a_place() {
 async fn raw_images_open_too() {
     script(
         "const image = await open(new Blob(['hello, disk']));
-        assert([image.format, image.formatGuessed, image.virtualSize, image.clusterSize], ['raw', true, 11n, undefined]);
+        assert([image.format, image.formatGuessed, image.virtualSize, image.clusterSize], ['raw', true, 512n, undefined]);
         assert(String.fromCharCode(...await image.read(7n, 4)), 'disk');
         assert(image.header(), []);
-        assert(image.info(), { 'virtual-size': 11, filename: 'image', format: 'raw', 'actual-size': 11, 'dirty-flag': false });
-        assert((await image.map(0n, 11n, 9)).map(({ kind, length, host }) => [kind, length, host]), [['data', 11n, 0n]]);
+        const { format, filename, 'virtual-size': size } = image.info();
+        assert([format, filename, size], ['raw', 'image', 512]);
+        assert((await image.map(0n, 512n, 9)).map(({ kind, length, host }) => [kind, length, host]), [['data', 11n, 0n], ['zero', 501n, 11n]]);
+        assert(Array.from(await image.read(500n, 12)), Array(12).fill(0));
         const header = await open(new Blob(['QFI\\xfb']), { format: 'raw' });
         assert([header.format, header.formatGuessed], ['raw', false]);
         await image.close();

@@ -23,7 +23,7 @@ use wasm_bindgen_futures::JsFuture;
 use web_sys::Blob;
 
 use super::window::{HELD_LEN_MAX, Payload, Window};
-use crate::storage::{Buf, Storage, StorageLimits};
+use crate::storage::{Buf, Storage, StorageExtent, StorageExtentKind, StorageLimits};
 
 /// Fetches in flight at once; more do not make it faster.
 const FETCHES_IN_FLIGHT_MAX: usize = 8;
@@ -290,6 +290,10 @@ impl Storage for BlobStorage {
         Err(read_only())
     }
 
+    async fn extent_at(&self, offset: u64, len: u64) -> io::Result<StorageExtent> {
+        Ok(extent_at(self.source.len, offset, len))
+    }
+
     // OK as lossless: a small constant.
     #[allow(clippy::cast_possible_truncation)]
     fn limits(&self) -> StorageLimits {
@@ -398,8 +402,20 @@ impl Storage for Uint8ArrayStorage {
         Err(read_only())
     }
 
+    async fn extent_at(&self, offset: u64, len: u64) -> io::Result<StorageExtent> {
+        Ok(extent_at(u64::from(self.len), offset, len))
+    }
+
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
         Some(self.read(buf, offset))
+    }
+}
+
+/// A page cannot see the holes in a file; past its end is one.
+fn extent_at(end: u64, offset: u64, len: u64) -> StorageExtent {
+    match end.saturating_sub(offset) {
+        0 => StorageExtent { kind: StorageExtentKind::Hole, len },
+        rest => StorageExtent { kind: StorageExtentKind::Data, len: len.min(rest) },
     }
 }
 

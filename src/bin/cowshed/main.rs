@@ -3,6 +3,10 @@
 //!
 //! There is no logic of images in here: a verb asks the crate's public interface and prints what it says.
 
+// A browser has no command; `wasm-pack test` compiles every target all the same.
+#![cfg_attr(target_family = "wasm", no_main)]
+#![cfg(not(target_family = "wasm"))]
+
 mod check;
 mod cli;
 mod compare;
