@@ -58,6 +58,7 @@ structures! {
     RefcountTable = "refcount table", "refcount table entry";
     RefcountBlock = "refcount block", "refcount block entry";
     SnapshotTable = "snapshot table", "snapshot";
+    SnapshotL1Table = "snapshot L1 table", "snapshot L1 entry";
     BitmapDirectory = "bitmap directory", "bitmap directory entry";
     BitmapTable = "bitmap table", "bitmap table entry";
     CryptoHeader = "crypto header", "key slot";

@@ -159,7 +159,7 @@ impl<S: Storage> Qcow2Layer<S> {
         if let (0, Some(selector)) = (depth, &options.snapshot) {
             let (index, snapshot) = select(&snapshots, selector)?;
             snapshot.validate_l1_table(index, header.snapshot_table_offset, &geometry)?;
-            structure = Structure::SnapshotTable;
+            structure = Structure::SnapshotL1Table;
             l1_table = snapshot.l1_table_offset;
             l1_entries = u64::from(snapshot.l1_entries);
             virtual_size = snapshot.disk_size.unwrap_or(virtual_size) / 512 * 512;

@@ -276,7 +276,13 @@ impl<S: Storage> Qcow2Layer<S> {
         cluster: &CompressedCluster,
         workers: Option<&Arc<dyn Workers>>,
     ) -> Result<Buf> {
-        let (host, len) = (cluster.host, cluster.len);
+        let host = cluster.host;
+        // The file may end with the stream, within the last sector. Zeros in place of a stream that is cut could be read
+        // as its missing end.
+        let len = cluster.len.min(self.metadata.file_len().saturating_sub(host.get()));
+        if len == 0 {
+            self.metadata.must_hold(Structure::CompressedCluster, host.get(), cluster.len)?;
+        }
         let mut stream = Buf::zeroed(narrow(len));
         match self.metadata.storage().try_read_at(&mut stream, host.get()) {
             Some(result) => {
