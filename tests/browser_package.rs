@@ -4,7 +4,7 @@
 #![cfg(target_family = "wasm")]
 
 use cowshed::rt::JsTimer;
-use cowshed::wasm::open_image;
+use cowshed::wasm::{judge_image, open_image};
 use js_sys::{Array, Function, Promise, Uint8Array};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
@@ -12,10 +12,11 @@ use wasm_bindgen_test::*;
 
 wasm_bindgen_test_configure!(run_in_browser);
 
-/// Runs `body`, an asynchronous JavaScript function of `open` (which is `openImage`), `kept` (the kept files by name, to be called and awaited)
+/// Runs `body`, an asynchronous JavaScript function of `open` and `judge` (which are `openImage` and `judgeImage`), `kept` (the kept files by name, to be called and awaited)
 /// and `assert`; what it throws fails the test.
 async fn script(body: &str) {
     let open = Closure::<dyn FnMut(JsValue, JsValue) -> Promise>::new(open_image);
+    let judge = Closure::<dyn FnMut(JsValue, JsValue) -> Promise>::new(judge_image);
     let files = [
         ("chain.qcow2", &include_bytes!("browser_images/chain.qcow2.gz")[..]),
         ("chain_middle.qcow2", include_bytes!("browser_images/chain_middle.qcow2.gz")),
@@ -25,6 +26,7 @@ async fn script(body: &str) {
         ("data_file_data.raw", include_bytes!("browser_images/data_file_data.raw.gz")),
         ("data_file.raw", include_bytes!("browser_images/data_file.raw.gz")),
         ("snapshots.qcow2", include_bytes!("browser_images/snapshots.qcow2.gz")),
+        ("subclusters.qcow2", include_bytes!("browser_images/subclusters.qcow2.gz")),
         ("v3_zeros.qcow2", include_bytes!("browser_images/v3_zeros.qcow2.gz")),
         ("zlib.qcow2", include_bytes!("browser_images/zlib.qcow2.gz")),
     ];
@@ -33,7 +35,7 @@ async fn script(body: &str) {
         .map(|(name, bytes)| Array::of2(&JsValue::from_str(name), &Uint8Array::from(*bytes)))
         .collect();
     let run = Function::new_with_args(
-        "openImage, packed",
+        "openImage, judgeImage, packed",
         &format!(
             "const files = new Map(packed);
             const kept = async (name) => {{
@@ -41,6 +43,7 @@ async fn script(body: &str) {
                 return new File([await new Response(stream).arrayBuffer()], name);
             }};
             const open = (source, options) => openImage(source, options);
+            const judge = (source, options) => judgeImage(source, options);
             const text = (value) => JSON.stringify(value, (_, v) => typeof v === 'bigint' ? `${{v}}n` : v);
             const assert = (got, wanted) => {{
                 if (text(got) !== text(wanted)) throw new Error(`got ${{text(got)}}, wanted ${{text(wanted)}}`);
@@ -52,7 +55,7 @@ async fn script(body: &str) {
             return (async () => {{ {body} }})();"
         ),
     );
-    let promise = run.call2(&JsValue::NULL, open.as_ref(), &packed).unwrap();
+    let promise = run.call3(&JsValue::NULL, open.as_ref(), judge.as_ref(), &packed).unwrap();
     if let Err(thrown) = JsFuture::from(promise.unchecked_into::<Promise>()).await {
         let message = js_sys::Reflect::get(&thrown, &"message".into()).unwrap();
         panic!("{}", message.as_string().unwrap_or_else(|| format!("{thrown:?}")));
@@ -267,6 +270,35 @@ async fn a_verdict_names_what_an_image_refers_to() {
         assert([backing.text.includes('chain_middle.qcow2'), typeof backing.severity], [true, 'string']);
         await plain.close();
         await chain.close();",
+    )
+    .await;
+}
+
+#[wasm_bindgen_test]
+async fn an_image_that_cannot_be_opened_is_judged() {
+    script(
+        "const chain = await judge(await kept('chain.qcow2'));
+        assert(chain.findings.some(({ code, text }) => code.startsWith('backing') && text.includes('chain_middle.qcow2')), true);
+        const bytes = new Uint8Array(await (await kept('v3_zeros.qcow2')).arrayBuffer());
+        bytes[20 + 3] = 40;
+        await rejected(open(bytes));
+        const broken = await judge(bytes, { format: 'qcow2' });
+        assert([broken.conclusion, broken.findings.some(({ structure }) => structure === 'header')], ['unsafe', true]);",
+    )
+    .await;
+}
+
+#[wasm_bindgen_test]
+async fn bitmaps_are_listed() {
+    script(
+        "const image = await open(await kept('subclusters.qcow2'));
+        // qemu-img info --output=json.
+        const bitmaps = [{ flags: ['auto'], name: 'bits', granularity: 32768 }, { flags: [], name: 'other', granularity: 65536 }];
+        assert(image.bitmaps(), bitmaps);
+        assert(image.info()['format-specific'].data.bitmaps, bitmaps);
+        assert(image.features().map(({ set, name }) => [set, name]),
+            [['incompatible', 'extended L2 entries'], ['autoclear', 'bitmaps']]);
+        await image.close();",
     )
     .await;
 }

@@ -6,8 +6,8 @@ use super::open::location;
 use super::value::{array, number, object, or_null, set, text};
 use crate::format::feature::FeatureKind;
 use crate::format::{
-    Autoclear, Compatible, Compression, CryptMethod, Extension, Header, Incompatible, Snapshot,
-    Version, feature::FeatureNames,
+    Autoclear, BitmapDirectoryEntry, BitmapFlags, Compatible, Compression, CryptMethod, Extension,
+    Header, Incompatible, Snapshot, Version, feature::FeatureNames,
 };
 use crate::image::{Format, Image, LayerInfo};
 use crate::storage::Storage;
@@ -226,8 +226,19 @@ pub(super) fn layer(depth: usize, layer: &LayerInfo<'_>) -> JsValue {
     ])
 }
 
+/// A persistent bitmap.
+pub(super) fn bitmap(bitmap: &BitmapDirectoryEntry) -> JsValue {
+    let flags = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
+    let flags = flags.into_iter().filter(|(flag, _)| bitmap.flags.contains(*flag));
+    object([
+        ("flags", array(flags.map(|(_, name)| name.into()))),
+        ("name", text(&bitmap.name)),
+        ("granularity", number(bitmap.granularity())),
+    ])
+}
+
 /// What `qemu-img info --output=json` says, as far as the image alone tells it.
-pub(super) fn info<S: Storage>(image: &Image<S>) -> JsValue {
+pub(super) fn info<S: Storage>(image: &Image<S>, bitmaps: &[BitmapDirectoryEntry]) -> JsValue {
     let info = object([]);
     let Some(layer) = top(image) else { return info };
     let header = layer.header;
@@ -253,7 +264,7 @@ pub(super) fn info<S: Storage>(image: &Image<S>) -> JsValue {
         if header.crypt != CryptMethod::None {
             set(&info, "encrypted", true);
         }
-        let data = format_specific(header);
+        let data = format_specific(header, bitmaps);
         set(&info, "format-specific", object([("type", "qcow2".into()), ("data", data)]));
         if let Some(name) = &header.backing_file {
             set(&info, "full-backing-filename", text(name));
@@ -266,13 +277,16 @@ pub(super) fn info<S: Storage>(image: &Image<S>) -> JsValue {
     info
 }
 
-fn format_specific(header: &Header) -> JsValue {
+fn format_specific(header: &Header, bitmaps: &[BitmapDirectoryEntry]) -> JsValue {
     let data = object([]);
     let v3 = header.version == Version::V3;
     set(&data, "compat", if v3 { "1.1" } else { "0.10" });
     set(&data, "compression-type", compression_name(header));
     if v3 {
         set(&data, "lazy-refcounts", header.compatible.contains(Compatible::LAZY_REFCOUNTS));
+    }
+    if !bitmaps.is_empty() {
+        set(&data, "bitmaps", array(bitmaps.iter().map(bitmap)));
     }
     set(&data, "refcount-bits", header.geometry().refcount_bits());
     if header.has_data_file() {

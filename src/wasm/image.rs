@@ -10,6 +10,7 @@ use super::report;
 use super::value::{array, number, object, or_null};
 use crate::cache::CacheStatistics;
 use crate::error::{Error, Result};
+use crate::format::BitmapDirectoryEntry;
 use crate::image::{self, Extent, ExtentKind, Format};
 use crate::rt::BlobStorage;
 use crate::storage::LocalBoxStorage;
@@ -27,6 +28,7 @@ pub struct Image {
     stores: Stores,
     format: Format,
     guessed: bool,
+    bitmaps: Vec<BitmapDirectoryEntry>,
 }
 
 /// What an image reads from, for its statistics.
@@ -36,8 +38,14 @@ pub(super) struct Stores {
 }
 
 impl Image {
-    pub(super) fn new(engine: Engine, format: Format, guessed: bool, stores: Stores) -> Self {
-        Self { engine: Rc::new(engine), stores, format, guessed }
+    pub(super) fn new(
+        engine: Engine,
+        format: Format,
+        guessed: bool,
+        bitmaps: Vec<BitmapDirectoryEntry>,
+        stores: Stores,
+    ) -> Self {
+        Self { engine: Rc::new(engine), stores, format, guessed, bitmaps }
     }
 
     /// Runs one of the engine's requests.
@@ -92,7 +100,7 @@ impl Image {
     /// What `qemu-img info --output=json` says, under its keys.
     #[wasm_bindgen(unchecked_return_type = "ImageInfo")]
     pub fn info(&self) -> JsValue {
-        describe::info(&self.engine)
+        describe::info(&self.engine, &self.bitmaps)
     }
 
     /// The feature bits that are set.
@@ -111,6 +119,12 @@ impl Image {
     #[wasm_bindgen(unchecked_return_type = "Snapshot[]")]
     pub fn snapshots(&self) -> JsValue {
         array(self.engine.snapshots().iter().map(describe::snapshot))
+    }
+
+    /// The persistent bitmaps, in the order on disk, if they can be trusted.
+    #[wasm_bindgen(unchecked_return_type = "Bitmap[]")]
+    pub fn bitmaps(&self) -> JsValue {
+        array(self.bitmaps.iter().map(describe::bitmap))
     }
 
     /// The layers that are open, the image itself first.

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `open` | `openImage`: sources, options, and the gate that asks the page |
+//! | `open` | `openImage` and `judgeImage`: sources, options, and the gate that asks the page |
 //! | `image` | the class `Image` |
 //! | `describe` | header, features, extensions, snapshots, layers and info as plain objects |
 //! | `report` | verdict and check as plain objects |
@@ -21,7 +21,7 @@ mod report;
 mod value;
 
 pub use image::Image;
-pub use open::open_image;
+pub use open::{judge_image, open_image};
 
 use std::future::Future;
 

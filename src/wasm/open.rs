@@ -30,6 +30,21 @@ pub fn open_image(
     super::promise(async move { Ok(open(source, &options).await?.into()) })
 }
 
+/// Judges an image without opening it, and nothing that it names: also one that cannot be opened.
+///
+/// See `JudgeOptions` in `types.d.ts`.
+#[wasm_bindgen(js_name = judgeImage, unchecked_return_type = "Promise<Verdict>")]
+pub fn judge_image(
+    #[wasm_bindgen(unchecked_param_type = "ImageSource")] source: JsValue,
+    #[wasm_bindgen(unchecked_optional_param_type = "JudgeOptions")] options: JsValue,
+) -> Promise {
+    super::promise(async move {
+        let format = format(&get(&options, "format"))?;
+        let source = Opener::default().source(Given { source, name: None, format }, None).await?;
+        super::report::judge_source(&source).await
+    })
+}
+
 async fn open(source: JsValue, options: &JsValue) -> Result<Image> {
     let opener = Rc::new(Opener::default());
     let given = Given {
@@ -48,10 +63,12 @@ async fn open(source: JsValue, options: &JsValue) -> Result<Image> {
     };
     let format = source.format;
     let opened = image::Image::open(source, &gate, settings).await?;
+    // Bitmaps that cannot be read do not keep the image from being read; the verdict and the check say what is wrong.
+    let bitmaps = opened.image.load_bitmaps().await.unwrap_or_default();
     if let Some(cleaner) = opened.cleaner {
         super::EXECUTOR.with(|executor| executor.spawn(cleaner.run(JsTimer)).detach());
     }
-    Ok(Image::new(opened.image, format, guessed, opener.stores.take()))
+    Ok(Image::new(opened.image, format, guessed, bitmaps, opener.stores.take()))
 }
 
 /// A source as the page gives it.

@@ -6,9 +6,9 @@ use wasm_bindgen::JsValue;
 use super::describe;
 use super::value::{array, number, object, or_null};
 use crate::error::Result;
-use crate::image::Image;
 use crate::image::check::{CheckObserver, CheckOptions, CheckReport, Finding, FindingClass};
-use crate::inspect::{HostBytes, Verdict, VerdictOptions, verdict};
+use crate::image::{Image, Source};
+use crate::inspect::{HostBytes, StorageBytes, Verdict, VerdictOptions, verdict};
 use crate::storage::Storage;
 
 /// A broken image has millions of findings; a page gets the first of them.
@@ -19,6 +19,13 @@ pub(super) async fn judge<S: Storage>(image: &Image<S>) -> Result<JsValue> {
     let Some(top) = describe::top(image) else { return Ok(JsValue::NULL) };
     let options = VerdictOptions::default();
     Ok(verdict_value(&verdict(&HostBytes(image), top.format, Some(image), &options).await?))
+}
+
+/// Judges an image that is not open.
+pub(super) async fn judge_source<S: Storage>(source: &Source<S>) -> Result<JsValue> {
+    let file = StorageBytes::new(&source.storage).await?;
+    let options = VerdictOptions::default();
+    Ok(verdict_value(&verdict(&file, source.format, None::<&()>, &options).await?))
 }
 
 fn verdict_value(verdict: &Verdict) -> JsValue {

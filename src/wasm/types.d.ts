@@ -30,6 +30,11 @@ export interface OpenOptions {
     resolve?: (reference: ImageReference) => Promise<ImageAnswer> | ImageAnswer;
 }
 
+export interface JudgeOptions {
+    /** Without it the format is guessed from the first bytes. */
+    format?: ImageFormat;
+}
+
 /** What promises reject with. */
 export interface CowshedError extends Error {
     name: "CowshedError";
@@ -84,6 +89,13 @@ export interface Snapshot {
     icount: bigint | null;
 }
 
+export interface Bitmap {
+    flags: ("in-use" | "auto")[];
+    name: string;
+    /** Bytes of the disk for each bit. */
+    granularity: number;
+}
+
 export interface Layer {
     name: string;
     format: ImageFormat;
@@ -135,6 +147,7 @@ export interface ImageInfo {
             compat: "0.10" | "1.1";
             "compression-type": "zlib" | "zstd";
             "refcount-bits": number;
+            bitmaps?: Bitmap[];
             "lazy-refcounts"?: boolean;
             corrupt?: boolean;
             "extended-l2"?: boolean;

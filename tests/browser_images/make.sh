@@ -37,6 +37,8 @@ keep v3_large_clusters
 
 create -o extended_l2=on,cluster_size=65536 subclusters.qcow2 1M
 io subclusters.qcow2 'write -s text 2k 2k' 'write -s text 70k 20k' 'write -z 76k 4k' 'write -P 9 200000 30000' 'discard 204800 8192' 'write -s noise 1000k 4k'
+qemu-img bitmap --add -g 32768 subclusters.qcow2 bits
+qemu-img bitmap --add --disable subclusters.qcow2 other
 keep subclusters
 
 head -c 200000 text > disk.raw; dd if=noise of=disk.raw bs=4k seek=25 count=1 conv=notrunc 2> /dev/null; truncate -s 1M disk.raw
