@@ -14,6 +14,7 @@
 
 pub mod data;
 pub mod images;
+pub mod kept;
 pub mod matrix;
 pub mod open;
 pub mod qemu;
