@@ -213,7 +213,7 @@ async fn every_refcount_is_found(test: &TestImage) {
     };
     let options = OpenOptions::default();
     let image = open_in_memory(test.dir.path(), test.name(), options).await.unwrap();
-    let in_block = cluster_size * 8 >> order;
+    let in_block = (cluster_size * 8) >> order;
     for cluster in (0..in_block.min(file.len() / cluster_size)).chain([in_block - 1]) {
         let offset = HostOffset::new((cluster * cluster_size + 7) as u64);
         let found = image.refcount(offset).await.unwrap();
