@@ -5,7 +5,7 @@
 //! default, [`RefuseAll`], refuses everything.
 //!
 //! The format of a layer is always explicit. A guest can write whatever it likes into a raw disk, a qcow2 header
-//! included; [`detect`](super::detect) only makes a suggestion for what a person has just picked.
+//! included; [`detect`](super::detect()) only makes a suggestion for what a person has just picked.
 
 use std::future::Future;
 use std::marker::PhantomData;

@@ -1,6 +1,6 @@
 //! Who submits requests to an io_uring and waits for them.
 //!
-//! A thread in [`block_on`](super::block_on) has a ring of its own: what its future asks for while it is polled goes to the kernel in
+//! A thread in [`block_on`](super::block_on()) has a ring of its own: what its future asks for while it is polled goes to the kernel in
 //! one call, and that call is also how the thread waits. So a request costs one system call and no other thread, which
 //! is what a plain `pread` costs. Every other thread (of tokio, of any executor that parks by other means) shares one
 //! ring, which a thread of its own serves.

@@ -1,7 +1,7 @@
 //! A file as storage by io_uring, on any executor.
 //!
 //! What is in the page cache is read where it is asked for, as [`FileStorage`] does; what must wait goes to the kernel
-//! without a thread. See [`block_on`](super::block_on) for how threads submit and wait. What io_uring does not do better
+//! without a thread. See [`block_on`](super::block_on()) for how threads submit and wait. What io_uring does not do better
 //! (holes, zeroed ranges, lengths) is [`FileStorage`]'s.
 
 use std::fs::File;
