@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::cache::{CACHE_CLEAN_INTERVAL_DEFAULT, Cleaner, CleanerControl, TableCache};
-use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
-use crate::format::{Header, HostOffset, Parsed, Snapshot, SnapshotTable};
+use crate::error::{Corrupt, CorruptKind, Error, Result, Structure, Unsupported, UnsupportedKind};
+use crate::format::limits::SNAPSHOT_TABLE_LEN_BYTES_MAX;
+use crate::format::{Header, HostOffset, Parsed, Snapshot};
 use crate::storage::Storage;
 
 use super::Image;
@@ -246,18 +247,36 @@ async fn load_snapshots<S: Storage>(
         return Ok(Vec::new());
     }
     let table = header.snapshot_table_offset;
-    let mut len = SNAPSHOT_READ_LEN_BYTES;
-    loop {
-        let bytes = metadata.load_some(table.get(), len).await?;
-        match SnapshotTable::parse(&bytes, header.snapshot_count, table)? {
-            Parsed::Complete(parsed) => return Ok(parsed.snapshots),
-            Parsed::Incomplete { len_min } => {
-                metadata.must_hold(Structure::SnapshotTable, table.get(), len_min)?;
-                // Doubling bounds how often it is parsed again.
-                len = len_min.max(len.saturating_mul(2));
+    let mut snapshots = Vec::new();
+    // A window of the table, so that no more is in memory than the snapshots themselves.
+    let (mut window, mut window_start, mut at) = (Vec::new(), 0_u64, 0_u64);
+    for index in 0..u64::from(header.snapshot_count) {
+        at = at.next_multiple_of(8);
+        let end = loop {
+            let skip = usize::try_from(at - window_start).unwrap_or(usize::MAX);
+            match Snapshot::parse(window.get(skip..).unwrap_or_default(), index, table)? {
+                Parsed::Complete((snapshot, len)) => {
+                    snapshots.push(snapshot);
+                    break at + len;
+                }
+                Parsed::Incomplete { len_min } => {
+                    metadata.must_hold(Structure::SnapshotTable, table.get(), at + len_min)?;
+                    let len = len_min.max(SNAPSHOT_READ_LEN_BYTES);
+                    // What was read before is not needed any more.
+                    window = Vec::new();
+                    window.extend_from_slice(&metadata.load_some(table.get() + at, len).await?);
+                    window_start = at;
+                }
             }
+        };
+        at = end;
+        if at > SNAPSHOT_TABLE_LEN_BYTES_MAX {
+            let max = SNAPSHOT_TABLE_LEN_BYTES_MAX;
+            let kind = UnsupportedKind::SnapshotTableTooLarge { len: at, max };
+            return Err(Unsupported::new(kind, Structure::SnapshotTable).at(table.get()).into());
         }
     }
+    Ok(snapshots)
 }
 
 /// The error for a layer at `depth` that is the same file as one above it.

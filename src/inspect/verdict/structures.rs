@@ -7,13 +7,12 @@ use crate::error::Result;
 use crate::format::limits::SNAPSHOT_TABLE_LEN_BYTES_MAX;
 use crate::format::{
     BitmapDirectory, BitmapFlags, Extension, Header, HostOffset, L1Entry, Parsed, Snapshot,
-    SnapshotTable,
 };
 
 /// As many tables are held against each other; the check does it for all.
 const TABLES_MAX: usize = 256 << 10;
 /// More snapshots than this are suspicious.
-const SNAPSHOTS_SUSPICIOUS: usize = 1000;
+const SNAPSHOTS_SUSPICIOUS: u32 = 1000;
 /// A table that could be this many times shorter is suspicious, if it is longer than [`TABLE_LEN_SUSPICIOUS`].
 const TABLE_EXCESS_SUSPICIOUS: u64 = 16;
 const TABLE_LEN_SUSPICIOUS: u64 = 1 << 20;
@@ -55,8 +54,8 @@ pub(super) async fn look<F: ReadAt>(
     }
     let table = snapshots(file, header, options, found).await?;
     place("snapshot table", header.snapshot_table_offset, table.len);
-    for snapshot in &table.snapshots {
-        place("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_table_len());
+    for (offset, len) in table.l1_tables {
+        place("snapshot L1 table", offset, len);
     }
     excess(header, file.len(), found);
     bitmaps(file, header, found).await?;
@@ -74,73 +73,102 @@ pub(super) async fn look<F: ReadAt>(
     Ok(())
 }
 
+/// What of the snapshot table is held against other tables.
+#[derive(Default)]
+struct Snapshots {
+    /// Length of the table in bytes.
+    len: u64,
+    l1_tables: Vec<(HostOffset, u64)>,
+}
+
 async fn snapshots<F: ReadAt>(
     file: &F,
     header: &Header,
     options: &VerdictOptions,
     found: &mut Findings,
-) -> Result<SnapshotTable> {
+) -> Result<Snapshots> {
     let place = "snapshot table";
     let count = header.snapshot_count;
+    let mut seen = Snapshots::default();
     if count == 0 {
-        return Ok(SnapshotTable::default());
+        return Ok(seen);
     }
-    let offset = header.snapshot_table_offset;
-    let mut len = READ_LEN;
-    let table = loop {
-        let bytes = read_within(file, offset.get(), len).await?;
-        match SnapshotTable::parse(&bytes, count, offset) {
-            Ok(Parsed::Complete(table)) => break table,
-            Ok(Parsed::Incomplete { .. })
-                if bytes.len() == len && (len as u64) < SNAPSHOT_TABLE_LEN_BYTES_MAX =>
-            {
-                len *= 2;
-            }
-            Ok(Parsed::Incomplete { .. }) => {
-                let text = format!("the file ends within the table of {count} snapshots");
-                found.add(Severity::Danger, "table-past-end", text, place, Some(offset.get()));
-                return Ok(SnapshotTable::default());
-            }
-            Err(error) => {
-                found.add_error(Severity::Danger, &error);
-                return Ok(SnapshotTable::default());
-            }
-        }
-    };
+    let table = header.snapshot_table_offset;
     let text = format!("{count} internal snapshots");
-    found.add(Severity::Info, "snapshots", text, place, Some(offset.get()));
-    if table.snapshots.len() > SNAPSHOTS_SUSPICIOUS {
+    found.add(Severity::Info, "snapshots", text, place, Some(table.get()));
+    if count > SNAPSHOTS_SUSPICIOUS {
         let text = format!("{count} snapshots take time and memory whenever the image is opened");
         found.add(Severity::Caution, "snapshots-many", text, "header", Some(NB_SNAPSHOTS));
     }
-    let any = |is: &dyn Fn(&Snapshot) -> bool| table.snapshots.iter().find(|s| is(s));
-    let named = |snapshot: &Snapshot| shown(&snapshot.name);
-    if let Some(snapshot) = any(&|snapshot| snapshot.vm_state_len > 0) {
+    let mut told = Vec::new();
+    let (mut window, mut window_start) = (Vec::new(), 0_u64);
+    for index in 0..u64::from(count) {
+        let at = seen.len.next_multiple_of(8);
+        let (snapshot, len) = loop {
+            let skip = usize::try_from(at - window_start).unwrap_or(usize::MAX);
+            let rest = window.get(skip..).unwrap_or_default();
+            match Snapshot::parse(rest, index, table) {
+                Ok(Parsed::Complete(parsed)) => break parsed,
+                Ok(Parsed::Incomplete { len_min }) => {
+                    let end = table.get().saturating_add(at + len_min);
+                    if end > file.len() || at + len_min > SNAPSHOT_TABLE_LEN_BYTES_MAX {
+                        let text =
+                            format!("the table of {count} snapshots ends too far, at {end:#x}");
+                        let offset = Some(table.get());
+                        found.add(Severity::Danger, "table-past-end", text, place, offset);
+                        return Ok(seen);
+                    }
+                    let len = usize::try_from(len_min).unwrap_or(usize::MAX).max(READ_LEN);
+                    window = read_within(file, table.get() + at, len).await?;
+                    window_start = at;
+                }
+                Err(error) => {
+                    found.add_error(Severity::Danger, &error);
+                    return Ok(seen);
+                }
+            }
+        };
+        seen.l1_tables.push((snapshot.l1_table_offset, snapshot.l1_table_len()));
+        seen.len = at + len;
+        for (severity, code, text) in suspicions(&snapshot, header, options) {
+            // The first of each kind says enough.
+            if !told.contains(&code) {
+                told.push(code);
+                found.add(severity, code, text, place, Some(table.get() + at));
+            }
+        }
+    }
+    Ok(seen)
+}
+
+/// What is to be said of one snapshot.
+fn suspicions(
+    snapshot: &Snapshot,
+    header: &Header,
+    options: &VerdictOptions,
+) -> Vec<(Severity, &'static str, String)> {
+    let mut suspicions = Vec::new();
+    let name = || shown(&snapshot.name);
+    if snapshot.vm_state_len > 0 {
         let text = format!(
             "snapshot \"{}\" has the state of a virtual machine, which runs when it is loaded",
-            named(snapshot)
+            name()
         );
-        found.add(Severity::Caution, "snapshot-vm-state", text, place, None);
+        suspicions.push((Severity::Caution, "snapshot-vm-state", text));
     }
-    let larger = |snapshot: &Snapshot| snapshot.disk_size.is_some_and(|size| size > header.size);
-    let over = |snapshot: &Snapshot| {
-        options.virtual_size_max.is_some_and(|max| snapshot.disk_size.is_some_and(|s| s > max))
-    };
-    if let Some(snapshot) = any(&larger) {
-        let severity = if over(snapshot) { Severity::Danger } else { Severity::Caution };
-        let text = format!(
-            "snapshot \"{}\" has a disk of {} bytes, larger than the image's",
-            named(snapshot),
-            snapshot.disk_size.unwrap_or(0)
-        );
-        found.add(severity, "snapshot-larger", text, place, None);
+    if let Some(size) = snapshot.disk_size.filter(|size| *size > header.size) {
+        let over = options.virtual_size_max.is_some_and(|max| size > max);
+        let severity = if over { Severity::Danger } else { Severity::Caution };
+        let text =
+            format!("snapshot \"{}\" has a disk of {size} bytes, larger than the image's", name());
+        suspicions.push((severity, "snapshot-larger", text));
     }
     let odd = |name: &[u8]| name.iter().any(u8::is_ascii_control);
-    if let Some(snapshot) = any(&|snapshot| odd(&snapshot.name) || odd(&snapshot.id)) {
-        let text = format!("the name of snapshot \"{}\" has control characters", named(snapshot));
-        found.add(Severity::Caution, "snapshot-name-control", text, place, None);
+    if odd(&snapshot.name) || odd(&snapshot.id) {
+        let text = format!("the name of snapshot \"{}\" has control characters", name());
+        suspicions.push((Severity::Caution, "snapshot-name-control", text));
     }
-    Ok(table)
+    suspicions
 }
 
 /// Tables that claim more than they need.
