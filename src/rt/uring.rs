@@ -171,7 +171,23 @@ fn check_available() -> io::Result<()> {
     }
 }
 
-/// Whether the same request may succeed by other means: the kernel was interrupted or short of something.
+/// Whether the same request may succeed by other means: the kernel was interrupted or short of something, or gave up
+/// what a thread had submitted because the thread ended.
 fn is_momentary(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+        || error.raw_os_error() == Some(rustix::io::Errno::CANCELED.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{io, is_momentary};
+    use rustix::io::Errno;
+
+    #[test]
+    fn what_the_kernel_gave_up_is_tried_by_other_means() {
+        for errno in [Errno::INTR, Errno::AGAIN, Errno::CANCELED] {
+            assert!(is_momentary(&io::Error::from(errno)), "{errno}");
+        }
+        assert!(!is_momentary(&io::Error::from(Errno::IO)));
+    }
 }
