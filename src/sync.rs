@@ -8,7 +8,9 @@
 //!   else is locked under it unless the order stands on the struct that owns both.
 //! - [`OnceCell`] and [`Event`] are asynchronous: whoever waits on them gives its thread back. Neither reads a clock.
 
+use std::future::{Future, poll_fn};
 use std::sync::{MutexGuard, PoisonError};
+use std::task::Poll;
 
 pub(crate) use async_lock::OnceCell;
 pub(crate) use event_listener::Event;
@@ -35,3 +37,15 @@ impl<T> Mutex<T> {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);
+
+/// Lets other tasks of the executor run.
+pub(crate) fn yield_now() -> impl Future<Output = ()> {
+    let mut yielded = false;
+    poll_fn(move |context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+}

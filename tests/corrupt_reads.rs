@@ -6,10 +6,11 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use cowshed::image::{
-    Answer, Format, Gate, Identity, Image, OpenOptions, Reference, RefuseAll, Source,
+    Answer, ExtentKind, Format, Gate, Identity, Image, OpenOptions, Reference, RefuseAll, Source,
 };
 use cowshed::storage::MemoryStorage;
 use cowshed::{Error, Result};
+use futures::Future;
 use futures::executor::block_on;
 
 /// A disk of 64 KiB in an image with clusters of 64 KiB: refcount table and L1 table, an L2 table, room for data.
@@ -142,4 +143,33 @@ fn encrypted_clusters_are_not_given_out_as_they_are() {
     let Error::Unsupported(unsupported) = &error else { panic!("{error:?}") };
     assert_eq!(unsupported.code(), "encryption");
     assert!(error.to_string().ends_with(": guest data is encrypted with AES"), "{error}");
+}
+
+#[test]
+fn map_of_a_table_that_is_named_again_and_again_lets_others_run() {
+    // 8192 times the same L2 table, all of it zero clusters: one extent, 16 look-ups for each of its slices.
+    const TABLES: u64 = 8192;
+    let mut bytes = image(0);
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    let size = TABLES << 29;
+    put(24, &size.to_be_bytes());
+    put(36, &u32::try_from(TABLES).unwrap().to_be_bytes()); // l1_size
+    for entry in 0..8192 {
+        put(0x20000 + entry * 8, &0x8000_0000_0003_0000_u64.to_be_bytes());
+        put(0x30000 + entry * 8, &1_u64.to_be_bytes());
+    }
+    block_on(async {
+        let gate = RefuseAll::default();
+        let image = Image::open(source(bytes), &gate, OpenOptions::default()).await.unwrap().image;
+        let map = image.map(0, size);
+        futures::pin_mut!(map);
+        let mut turns = 0;
+        let extent = futures::future::poll_fn(|context| {
+            turns += 1;
+            map.as_mut().poll(context)
+        });
+        let extent = extent.await.unwrap();
+        assert_eq!((extent.kind, extent.len), (ExtentKind::Zero { host: None }, size));
+        assert!(turns > 100, "{turns} turns");
+    });
 }

@@ -34,15 +34,13 @@
 //!
 //! This module must not know images, executors or clocks.
 
-use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::{Either, select};
 
 use super::table::TableCache;
-use crate::sync::{Arc, Event, Mutex};
+use crate::sync::{Arc, Event, Mutex, yield_now};
 use crate::timer::Timer;
 
 /// The cleaner of an image's caches: an object for the caller to run, by [`Self::run`], wherever it likes.
@@ -314,16 +312,4 @@ impl Drop for Working<'_> {
         self.0.plan.lock().working = false;
         self.0.idle.notify(usize::MAX);
     }
-}
-
-/// Lets other tasks of the executor run.
-fn yield_now() -> impl Future<Output = ()> {
-    let mut yielded = false;
-    poll_fn(move |context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
 }

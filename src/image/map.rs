@@ -3,9 +3,14 @@
 use crate::error::{Error, Result};
 use crate::format::HostOffset;
 use crate::storage::{Storage, StorageExtentKind};
+use crate::sync::yield_now;
 
 use super::Image;
 use super::layer::{Below, Body, Layer, Run, RunKind};
+
+/// After so many look-ups without an end of the extent, other tasks of the executor get their turn: about a
+/// millisecond. A small image can name one table millions of times.
+const LOOKUPS_PER_TURN: usize = 1024;
 
 /// A run of guest bytes that one layer answers for in one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +131,13 @@ impl<S: Storage> Extents<'_, S> {
             }
         };
         let mut ahead = None;
+        let mut lookups = 0_usize;
         while offset < self.end {
+            lookups += 1;
+            if lookups.is_multiple_of(LOOKUPS_PER_TURN) {
+                // Cancel: nothing has been changed.
+                yield_now().await;
+            }
             // What is wrong behind this extent is said by the call that wants it.
             let next = self.image.extent_at(offset, self.end - offset, self.holes).await;
             let Ok(next) = next else { break };
