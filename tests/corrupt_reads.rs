@@ -6,7 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use cowshed::image::{
-    Answer, ExtentKind, Format, Gate, Identity, Image, OpenOptions, Reference, RefuseAll, Source,
+    Answer, ExtentKind, Format, Gate, Identity, Image, OpenOptions, Reference, RefuseAll,
+    SnapshotSelector, Source,
 };
 use cowshed::storage::MemoryStorage;
 use cowshed::{Error, Result};
@@ -143,6 +144,39 @@ fn encrypted_clusters_are_not_given_out_as_they_are() {
     let Error::Unsupported(unsupported) = &error else { panic!("{error:?}") };
     assert_eq!(unsupported.code(), "encryption");
     assert!(error.to_string().ends_with(": guest data is encrypted with AES"), "{error}");
+}
+
+#[test]
+fn snapshot_of_a_disk_of_almost_all_bytes_has_no_vm_state() {
+    // The L1 table of the active state, and a disk size that no table covers.
+    let mut bytes = image(0x8000_0000_0004_0000);
+    bytes[0x40000..].fill(7);
+    bytes.resize(0x60000, 0);
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(60, &1_u32.to_be_bytes()); // nb_snapshots
+    put(64, &0x50000_u64.to_be_bytes()); // snapshots_offset
+    put(0x50000, &0x20000_u64.to_be_bytes()); // l1_table_offset
+    put(0x50008, &1_u32.to_be_bytes()); // l1_size
+    put(0x5000c, &1_u16.to_be_bytes()); // id_str_size
+    put(0x50024, &16_u32.to_be_bytes()); // extra_data_size
+    put(0x50030, &u64::MAX.to_be_bytes()); // disk_size
+    put(0x50038, b"1");
+    let mut options = OpenOptions::default();
+    options.snapshot = Some(SnapshotSelector::Id(b"1".to_vec()));
+    block_on(async {
+        let gate = RefuseAll::default();
+        let image = Image::open(source(bytes), &gate, options).await.unwrap().image;
+        assert_eq!(image.virtual_size(), u64::MAX / 512 * 512);
+        let mut state = [0xa5; 16];
+        let error = image.read_vm_state_at(&mut state, 0).await.unwrap_err();
+        assert!(matches!(error, Error::OutOfBounds { .. }), "{error:?}");
+        let mut last = [0xa5; 512];
+        image.read_at(&mut last, image.virtual_size() - 512).await.unwrap();
+        assert_eq!(last, [0; 512]);
+        let rest = image.map(0x10000, image.virtual_size() - 0x10000).await.unwrap();
+        assert_eq!(rest.kind, ExtentKind::Unallocated { host: None });
+        assert_eq!(rest.len, image.virtual_size() - 0x10000);
+    });
 }
 
 #[test]

@@ -187,7 +187,9 @@ impl<S: Storage> Qcow2Layer<S> {
 
     /// The bytes of guest offsets before the VM state.
     pub(crate) fn vm_state_offset(&self) -> u64 {
-        self.virtual_size.div_ceil(self.geometry.l2_coverage()) * self.geometry.l2_coverage()
+        let coverage = self.geometry.l2_coverage();
+        // A snapshot can say of its disk that it has almost 2^64 bytes: there is room for nothing behind it.
+        self.virtual_size.checked_next_multiple_of(coverage).unwrap_or(u64::MAX)
     }
 
     fn run_cached(&self, offset: u64, len: u64) -> Option<Result<Run>> {
