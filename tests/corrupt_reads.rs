@@ -207,3 +207,39 @@ fn map_of_a_table_that_is_named_again_and_again_lets_others_run() {
         assert!(turns > 100, "{turns} turns");
     });
 }
+
+#[test]
+fn tables_far_from_each_other_are_found_by_the_map() {
+    // Of 8192 L2 tables there are three; each maps its first cluster to zeros.
+    const COVERAGE: u64 = 512 << 20;
+    for tables in [[0, 1, 8191], [1023, 1024, 1025], [1024, 2049, 8190], [5, 4000, 6000]] {
+        let mut bytes = image(1);
+        let size = COVERAGE * 8192;
+        bytes[24..32].copy_from_slice(&size.to_be_bytes());
+        bytes[36..40].copy_from_slice(&8192_u32.to_be_bytes()); // l1_size
+        bytes[0x20000..0x30000].fill(0);
+        for table in tables {
+            bytes[0x20000 + table * 8..][..8].copy_from_slice(&0x30000_u64.to_be_bytes());
+        }
+        block_on(async {
+            let gate = RefuseAll::default();
+            let image =
+                Image::open(source(bytes), &gate, OpenOptions::default()).await.unwrap().image;
+            // From within a cluster, and from its start.
+            for offset in [0, 12345] {
+                let mut extents = image.extents(offset, size - offset).unwrap();
+                let (mut found, mut end) = (Vec::new(), offset);
+                while let Some(extent) = extents.next().await.unwrap() {
+                    assert_eq!(extent.offset, end);
+                    end += extent.len;
+                    if matches!(extent.kind, ExtentKind::Zero { .. }) {
+                        found.push(extent.offset - extent.offset % COVERAGE);
+                    }
+                }
+                assert_eq!(end, size);
+                let expected = tables.map(|table| table as u64 * COVERAGE);
+                assert_eq!(found, expected);
+            }
+        });
+    }
+}

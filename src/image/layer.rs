@@ -16,6 +16,10 @@ use super::codec::Codec;
 use super::inflated::Inflated;
 use super::metadata::Metadata;
 
+/// How many L1 entries without a table one run goes over. The layer below may answer for a few bytes of it, and the rest
+/// is looked for again.
+const L1_ENTRIES_PER_RUN_MAX: usize = 1024;
+
 /// A layer and where it came from.
 pub(crate) struct Layer<S> {
     pub(crate) body: Body<S>,
@@ -234,18 +238,21 @@ impl<S: Storage> Qcow2Layer<S> {
         Ok(Place::At(At { slice, table, cluster, first, guest: offset, len }))
     }
 
-    /// The run of clusters whose L2 tables do not exist.
+    /// The run of clusters whose L2 tables do not exist, over [`L1_ENTRIES_PER_RUN_MAX`] tables at most.
     fn unmapped(&self, l1_index: usize, offset: u64, len: u64) -> Run {
         let coverage = self.geometry.l2_coverage();
-        let mut run = coverage - offset % coverage;
-        let mut rest = self.l1.get(l1_index.saturating_add(1)..).unwrap_or_default().iter();
-        while run < len {
-            match rest.next() {
-                Some(raw) if L1Entry::from_raw(*raw).l2_table().is_some() => break,
-                Some(_) => run = run.saturating_add(coverage),
-                None => run = len,
-            }
-        }
+        let first = coverage - offset % coverage;
+        let wanted = len.saturating_sub(first).div_ceil(coverage);
+        let wanted = usize::try_from(wanted)
+            .map_or(L1_ENTRIES_PER_RUN_MAX, |wanted| wanted.min(L1_ENTRIES_PER_RUN_MAX));
+        let after = self.l1.get(l1_index.saturating_add(1)..).unwrap_or_default();
+        let near = &after[..wanted.min(after.len())];
+        let mapped = near.iter().position(|raw| L1Entry::from_raw(*raw).l2_table().is_some());
+        let run = match mapped {
+            None if near.len() < wanted => len,
+            // 1024 tables map 2^49 bytes at most, so the sum cannot overflow.
+            _ => first + mapped.unwrap_or(near.len()) as u64 * coverage,
+        };
         Run { kind: RunKind::Unallocated { host: None }, len: run.min(len) }
     }
 
