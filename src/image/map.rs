@@ -94,22 +94,17 @@ pub struct Extents<'a, S> {
     offset: u64,
     end: u64,
     ahead: Option<Extent>,
-    holes: Holes,
-}
-
-/// Where holes in files are looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holes {
-    InRawLayers,
-    Everywhere,
+    /// By depth, whether holes are looked for under data; layers past the end are not looked at.
+    holes: Vec<bool>,
 }
 
 impl<S: Storage> Extents<'_, S> {
-    /// Looks for holes in the files of qcow2 layers too, not only in raw ones. It costs a call of the storage for every
-    /// run of data, and is worth it for images whose clusters were preallocated and never written.
+    /// Looks for holes in the files of some qcow2 layers too, not only in raw ones: in those for which `layers` says so,
+    /// in the order of [`Image::layers`]. It costs a call of the storage for every run of data, and is worth it for
+    /// layers whose clusters were preallocated and never written.
     #[must_use]
-    pub fn with_holes(self) -> Self {
-        Self { holes: Holes::Everywhere, ..self }
+    pub fn with_holes(self, layers: impl IntoIterator<Item = bool>) -> Self {
+        Self { holes: layers.into_iter().collect(), ..self }
     }
 
     /// The next extent, as long as it can be within the range; `None` behind the last.
@@ -126,7 +121,7 @@ impl<S: Storage> Extents<'_, S> {
             None if self.offset >= self.end => return Ok(None),
             None => {
                 let extent =
-                    self.image.extent_at(self.offset, self.end - self.offset, self.holes).await?;
+                    self.image.extent_at(self.offset, self.end - self.offset, &self.holes).await?;
                 (extent, self.offset + extent.len)
             }
         };
@@ -139,7 +134,7 @@ impl<S: Storage> Extents<'_, S> {
                 yield_now().await;
             }
             // What is wrong behind this extent is said by the call that wants it.
-            let next = self.image.extent_at(offset, self.end - offset, self.holes).await;
+            let next = self.image.extent_at(offset, self.end - offset, &self.holes).await;
             let Ok(next) = next else { break };
             if !extent.extend(&next) {
                 ahead = Some(next);
@@ -175,11 +170,11 @@ impl<S: Storage> Image<S> {
     /// [`Error::OutOfBounds`] if the range is not within the disk.
     pub fn extents(&self, offset: u64, len: u64) -> Result<Extents<'_, S>> {
         let end = self.range_end(offset, len)?;
-        Ok(Extents { image: self, offset, end, ahead: None, holes: Holes::InRawLayers })
+        Ok(Extents { image: self, offset, end, ahead: None, holes: Vec::new() })
     }
 
     /// The extent at `offset`, as long as one look-up tells.
-    async fn extent_at(&self, offset: u64, mut len: u64, holes: Holes) -> Result<Extent> {
+    async fn extent_at(&self, offset: u64, mut len: u64, holes: &[bool]) -> Result<Extent> {
         let mut depth = 0;
         // What the layer above has, which is nothing.
         let mut above = ExtentKind::Unallocated { host: None };
@@ -197,7 +192,8 @@ impl<S: Storage> Image<S> {
                 None => layer.run(offset, len).await?,
             };
             len = run.len;
-            let (kind, len_of_kind) = layer.extent_kind(&run, holes).await?;
+            let (kind, len_of_kind) =
+                layer.extent_kind(&run, holes.get(depth) == Some(&true)).await?;
             match (kind, layer.below) {
                 (ExtentKind::Unallocated { .. }, Below::Layer) => {
                     (above, depth) = (kind, depth + 1)
@@ -213,7 +209,7 @@ impl<S: Storage> Image<S> {
 
 impl<S: Storage> Layer<S> {
     /// The kind of a run that this layer has, and how much of it is of that kind.
-    async fn extent_kind(&self, run: &Run, holes: Holes) -> Result<(ExtentKind, u64)> {
+    async fn extent_kind(&self, run: &Run, holes: bool) -> Result<(ExtentKind, u64)> {
         Ok(match run.kind {
             RunKind::Unallocated { host } => (ExtentKind::Unallocated { host }, run.len),
             RunKind::Zero { host } => (ExtentKind::Zero { host }, run.len),
@@ -225,7 +221,7 @@ impl<S: Storage> Layer<S> {
                 let storage = match &self.body {
                     Body::Raw(layer) => &layer.storage,
                     Body::Qcow2(_) => match self.data_storage() {
-                        Ok(Some(storage)) if holes == Holes::Everywhere => storage,
+                        Ok(Some(storage)) if holes => storage,
                         _ => return Ok((ExtentKind::Data { host }, run.len)),
                     },
                 };

@@ -18,10 +18,22 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub async fn refcount(&self, offset: HostOffset) -> Result<Option<u64>> {
+        self.layer_refcount(0, offset).await
+    }
+
+    /// Does what [`Image::refcount`] does for the layer at `depth`, in the order of [`Image::layers`]. `None` also if there
+    /// is no such layer.
+    ///
+    /// # Errors
+    /// As [`Image::refcount`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn layer_refcount(&self, depth: usize, offset: HostOffset) -> Result<Option<u64>> {
         let _request = self.requests.enter()?;
-        match &self.layers[0].body {
-            Body::Qcow2(layer) => layer.refcount(offset).await.map(Some),
-            Body::Raw(_) => Ok(None),
+        match self.layers.get(depth).map(|layer| &layer.body) {
+            Some(Body::Qcow2(layer)) => layer.refcount(offset).await.map(Some),
+            Some(Body::Raw(_)) | None => Ok(None),
         }
     }
 }

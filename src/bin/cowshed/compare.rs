@@ -122,7 +122,7 @@ impl<'a> Side<'a> {
     async fn next(&mut self) -> cowshed::Result<Option<Extent>> {
         let extents = match &mut self.extents {
             Some(extents) => extents,
-            none => none.insert(open::extents(self.image, 0, self.image.virtual_size())?),
+            none => none.insert(open::extents(self.image, 0, self.image.virtual_size()).await?),
         };
         extents.next().await
     }

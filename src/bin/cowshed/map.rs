@@ -58,7 +58,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             |error| Failure::image(&name, "Could not read file metadata", open::reason(&error));
         let start = first.min(image.virtual_size());
         let mut extents =
-            open::extents(&image, start, end.saturating_sub(start)).map_err(failed)?;
+            open::extents(&image, start, end.saturating_sub(start)).await.map_err(failed)?;
         while let Some(extent) = extents.next().await.map_err(failed)? {
             table.add(session, &extent)?;
         }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::ArgMatches;
 use cowshed::Error;
+use cowshed::format::HostOffset;
 use cowshed::image::{
     Extents, Format, Gate as _, Identity, Image, LayerInfo, OpenOptions, Reference, References,
     SnapshotSelector, Source, detect,
@@ -225,33 +226,45 @@ impl Opening {
     }
 }
 
-/// The extents of `len` bytes of `image` from `offset`. As `qemu-img` does, it looks for holes under the data of images
+/// The extents of `len` bytes of `image` from `offset`. As `qemu-img` does, it looks for holes under the data of layers
 /// whose clusters were allocated and never written.
 ///
 /// # Errors
 /// The range is not within the disk.
-pub(crate) fn extents(
+pub(crate) async fn extents(
     image: &DiskImage,
     offset: u64,
     len: u64,
 ) -> cowshed::Result<DiskExtents<'_>> {
-    let extents = image.extents(offset, len)?;
-    Ok(if image.layers().any(|layer| is_preallocated(&layer)) {
-        extents.with_holes()
-    } else {
-        extents
-    })
+    let mut preallocated = Vec::new();
+    for (depth, layer) in image.layers().enumerate() {
+        preallocated.push(is_preallocated(image, depth, &layer).await);
+    }
+    Ok(image.extents(offset, len)?.with_holes(preallocated))
 }
 
-/// Whether a file takes less space than it is long, by more than a tenth.
-fn is_preallocated(layer: &LayerInfo<'_>) -> bool {
+/// Whether a layer has more clusters than its file takes space for, by more than a tenth. What it has is what its refcounts
+/// say: a cluster that was freed leaves a hole too. Matches qcow2_detect_metadata_preallocation in qcow2-refcount.c.
+async fn is_preallocated(image: &DiskImage, depth: usize, layer: &LayerInfo<'_>) -> bool {
     let (Some(header), Ok(metadata)) = (layer.header, std::fs::metadata(layer.location)) else {
         return false;
     };
     let cluster_size = header.geometry().cluster_size();
-    let clusters = layer.file_len / cluster_size;
     let taken = metadata.blocks() * 512 / cluster_size;
-    clusters >= (taken * 10 / 9).max(taken + 2)
+    let enough = (taken * 10 / 9).max(taken + 2);
+    let clusters = layer.file_len / cluster_size;
+    let mut found = 0;
+    for cluster in 0..clusters {
+        // Most files are no longer than the space that they take, and no refcount is read.
+        if found >= enough || found + (clusters - cluster) < enough {
+            break;
+        }
+        match image.layer_refcount(depth, HostOffset::new(cluster * cluster_size)).await {
+            Ok(refcount) => found += u64::from(refcount != Some(0)),
+            Err(_) => return false,
+        }
+    }
+    found >= enough
 }
 
 /// A file cannot be opened.

@@ -188,7 +188,7 @@ impl<'c> Plan<'c> {
         let (offset, rest) = (self.offset, image.virtual_size() - self.offset);
         let extents = match &mut self.extents {
             Some(extents) => extents,
-            none => none.insert(open::extents(image, offset, rest)?),
+            none => none.insert(open::extents(image, offset, rest).await?),
         };
         let extent = extents.next().await?;
         let nothing = Extent {
