@@ -16,6 +16,8 @@ pub mod inspect;
     reason = "adapters are where effects live"
 )]
 pub mod rt;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod storage;
 mod sync;
 pub mod timer;

@@ -136,6 +136,7 @@ fn every_source_file_is_ascii_and_says_what_it_is() {
         "src/image",
         "src/inspect",
         "src/rt",
+        "src/sim",
         "src/storage",
         "tests",
         "xtask/src",

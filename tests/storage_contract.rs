@@ -332,6 +332,35 @@ contract!(
     Subject::new(LocalBoxStorage::new(BoxStorage::new(MemoryStorage::default())))
 );
 
+/// A disk that takes its time and reorders, and fails nobody.
+#[cfg(feature = "sim")]
+mod sim {
+    use std::cell::RefCell;
+
+    use cowshed::sim::{Executor, Faults, SimStorage};
+
+    use super::*;
+
+    thread_local! {
+        /// The world of this test.
+        static WORLD: RefCell<Option<Executor<'static>>> = const { RefCell::new(None) };
+    }
+
+    fn disk() -> Subject<SimStorage> {
+        let world = Executor::new(1);
+        let disk = SimStorage::new(&world, [], Faults::none());
+        WORLD.set(Some(world));
+        Subject::new(disk)
+    }
+
+    fn run(future: impl Future<Output = ()>) {
+        WORLD.take().expect("disk() makes a world").run(future).unwrap();
+    }
+
+    contract!(simulated, disk(), super::run);
+    contract!(simulated_boxed, Subject::new(BoxStorage::new(disk().storage)), super::run);
+}
+
 #[cfg(all(unix, feature = "file"))]
 mod files {
     use cowshed::rt::{FileOptions, FileStorage};

@@ -18,6 +18,7 @@ pub mod kept;
 pub mod matrix;
 pub mod open;
 pub mod qemu;
+pub mod seeds;
 
 #[allow(unused_imports, reason = "each test uses a part of it")]
 pub use {
