@@ -330,6 +330,32 @@ fn write_in_flight_is_torn_at_sectors_by_a_crash() {
 }
 
 #[test]
+fn flush_owes_nothing_to_a_write_that_has_not_returned() {
+    let (mut kept, mut lost) = (0, 0);
+    for_each_seed(50, |seed| {
+        let executor = Executor::new(seed);
+        let disk = SimStorage::new(&executor, vec![0; SECTOR], Faults::none());
+        executor
+            .run(async {
+                let mut writing = pin!(write(&disk, 0, 1, 1));
+                assert!(futures::poll!(writing.as_mut()).is_pending());
+                executor.clock().sleep(Duration::from_secs(1)).await;
+                assert_eq!(tags(&disk), [1], "it has landed, and nobody has been told");
+                Storage::flush(&disk).await.unwrap();
+                writing.await.unwrap();
+                let all_kept = (0..20).all(|_| tags(&disk.crash_state()) == [1]);
+                *if all_kept { &mut kept } else { &mut lost } += 1;
+                Storage::flush(&disk).await.unwrap();
+                assert!((0..20).all(|_| tags(&disk.crash_state()) == [1]));
+            })
+            .unwrap();
+    });
+    if std::env::var("COWSHED_SEED").is_err() {
+        assert!(kept > 10 && lost > 10, "{kept} kept, {lost} lost");
+    }
+}
+
+#[test]
 fn length_is_as_volatile_as_bytes() {
     let mut lengths = BTreeSet::new();
     for_each_seed(50, |seed| {
