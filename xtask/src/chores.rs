@@ -143,6 +143,8 @@ fn wasm_tests() -> Result<()> {
     let driver = paths::program("chromedriver").ok_or("chromedriver is not installed")?;
     run(command(wasm_pack()?)
         .env("PATH", setup::wasm_path()?)
+        // In seconds; 20 are few where the machine has other work.
+        .env("WASM_BINDGEN_TEST_TIMEOUT", "300")
         .args(["test", "--mode", "no-install", "--headless", "--chrome", "--chromedriver"])
         .arg(driver)
         .args(["--no-default-features", "--features", "browser"]))
