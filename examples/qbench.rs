@@ -26,6 +26,7 @@ use std::time::Instant;
 use cowshed::image::check::CheckOptions;
 use cowshed::image::{ExtentKind, Format, Identity, Image, OpenOptions, RefuseAll, Source};
 use cowshed::rt::{DiskStorage, FileOptions, ThreadWorkers, block_on, open_storage};
+use cowshed::storage::Buf;
 
 struct Arguments {
     workload: String,
@@ -94,7 +95,7 @@ async fn requests(
     let stride = u128::from(arguments.number("stride", 1));
     let next = Cell::new(0);
     let worker = || async {
-        let mut buf = vec![0; usize::try_from(block_len).unwrap()];
+        let mut buf = Buf::aligned(usize::try_from(block_len).unwrap(), 4096);
         while next.get() < count {
             let index = u128::from(next.replace(next.get() + 1) * threads + thread);
             let block = u64::try_from(index * stride % u128::from(blocks)).unwrap();

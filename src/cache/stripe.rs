@@ -66,23 +66,26 @@ pub(super) struct Stripe {
     vacant: Vec<u32>,
     /// Where eviction looks next.
     hand: usize,
+    /// How many slots to take room for at the first load.
+    reserve: usize,
     pub(super) counts: Counts,
 }
 
 impl Stripe {
     /// An empty stripe that is to hold up to `slots`, or more if it must.
     ///
-    /// It takes room for them now, which the system backs with memory when they are used: what grew later would lie
-    /// among the slices and keep the allocator from giving their memory back.
+    /// It takes room for them at its first load: an image that is opened for one read pays for one stripe, and what grew
+    /// slot by slot would lie among the slices and keep the allocator from giving their memory back.
     pub(super) fn new(slots: u64) -> Self {
         // OK to cast: bounded.
         #[allow(clippy::cast_possible_truncation)]
-        let slots = slots.min(RESERVED_SLOTS_MAX) as usize;
+        let reserve = slots.min(RESERVED_SLOTS_MAX) as usize;
         Self {
-            index: HashMap::with_capacity_and_hasher(slots, BuildHasherDefault::default()),
-            slots: Vec::with_capacity(slots),
-            vacant: Vec::with_capacity(slots),
+            index: HashMap::default(),
+            slots: Vec::new(),
+            vacant: Vec::new(),
             hand: 0,
+            reserve,
             counts: Counts::default(),
         }
     }
@@ -120,6 +123,11 @@ impl Stripe {
                 index
             }
             None => {
+                if self.slots.is_empty() {
+                    self.index.reserve(self.reserve);
+                    self.slots.reserve_exact(self.reserve);
+                    self.vacant.reserve_exact(self.reserve);
+                }
                 self.slots.push(slot);
                 // OK to unwrap: each slot but the vacant stands for 512 bytes of memory or a request in flight.
                 #[allow(clippy::unwrap_used)]

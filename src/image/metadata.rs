@@ -5,6 +5,10 @@ use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::HostOffset;
 use crate::storage::{Buf, Storage};
 
+/// Structures up to this length are looked for at hand first: opening an image that is in memory then waits for
+/// nothing.
+const AT_HAND_LEN_BYTES_MAX: usize = 1 << 20;
+
 /// An image file and its length when it was opened.
 pub(crate) struct Metadata<S> {
     storage: S,
@@ -39,12 +43,27 @@ impl<S: Storage> Metadata<S> {
     /// [`Error::Corrupt`] if the file ends before, [`Error::LimitExceeded`] if memory cannot hold it.
     pub(crate) async fn load(&self, structure: Structure, offset: u64, len: u64) -> Result<Buf> {
         self.must_hold(structure, offset, len)?;
-        read(&self.storage, offset, len).await
+        self.read(offset, len).await
     }
 
     /// Reads the bytes from `offset` on, at most `len`, that the file has.
     pub(crate) async fn load_some(&self, offset: u64, len: u64) -> Result<Buf> {
-        read(&self.storage, offset, len.min(self.len.saturating_sub(offset))).await
+        self.read(offset, len.min(self.len.saturating_sub(offset))).await
+    }
+
+    /// Reads at once what is at hand, and waits for what is not.
+    async fn read(&self, offset: u64, len: u64) -> Result<Buf> {
+        if let Ok(at_hand) = usize::try_from(len)
+            && at_hand <= AT_HAND_LEN_BYTES_MAX
+        {
+            let mut buf = Buf::zeroed(at_hand);
+            if let Some(result) = self.storage.try_read_at(&mut buf, offset) {
+                return result
+                    .map(|()| buf)
+                    .map_err(|error| Error::storage("read", offset, len, error));
+            }
+        }
+        read(&self.storage, offset, len).await
     }
 
     /// Finds the slice of a table at `offset` through `cache`.
