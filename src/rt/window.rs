@@ -9,7 +9,6 @@
 //!
 //! It must not know JavaScript, futures, or what a segment's payload is.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// What one miss fetches at least, and the alignment of its start. Bytes.
@@ -40,13 +39,15 @@ pub(crate) trait Payload: Clone {
 /// The segments of a source that are held or under way. They do not overlap.
 pub(crate) struct Window<T> {
     len: u64,
-    segments: BTreeMap<u64, Segment<T>>,
+    /// In the order of their ranges; a few hundred at most.
+    segments: Vec<Segment<T>>,
     streams: [Stream; STREAMS],
     clock: u64,
     held: u64,
 }
 
 struct Segment<T> {
+    start: u64,
     end: u64,
     used: u64,
     payload: T,
@@ -67,30 +68,23 @@ struct Stream {
 impl<T: Payload> Window<T> {
     /// Of a source of `len` bytes.
     pub(crate) fn new(len: u64) -> Self {
-        Self {
-            len,
-            segments: BTreeMap::new(),
-            streams: [Stream::default(); STREAMS],
-            clock: 0,
-            held: 0,
-        }
+        Self { len, segments: Vec::new(), streams: [Stream::default(); STREAMS], clock: 0, held: 0 }
     }
 
     /// The segment that holds the byte at `at`, with its range, marked used.
     pub(crate) fn find(&mut self, at: u64) -> Option<(Range<u64>, &T)> {
-        let (&start, segment) = self.segments.range_mut(..=at).next_back()?;
-        if at >= segment.end {
-            return None;
-        }
+        let i = self.before(at).filter(|&i| at < self.segments[i].end)?;
         self.clock += 1;
+        let segment = &mut self.segments[i];
         segment.used = self.clock;
-        Some((start..segment.end, &segment.payload))
+        Some((segment.start..segment.end, &segment.payload))
     }
 
     /// What to fetch for the byte at `at`, which is in no segment and not past the end, when the request goes on to `end`.
     pub(crate) fn gap(&self, at: u64, end: u64) -> Range<u64> {
-        let before = self.segments.range(..=at).next_back().map_or(0, |(_, s)| s.end);
-        let after = self.segments.range(at..).next().map_or(self.len, |(&start, _)| start);
+        let next = self.segments.partition_point(|segment| segment.start <= at);
+        let before = next.checked_sub(1).map_or(0, |i| self.segments[i].end);
+        let after = self.segments.get(next).map_or(self.len, |segment| segment.start);
         let start = (at - at % BLOCK_LEN).max(before);
         let wanted = end.next_multiple_of(GRANULE_LEN).max(start + BLOCK_LEN);
         start..wanted.min(start + SEGMENT_LEN_MAX).max(at + 1).min(after).min(self.len)
@@ -98,16 +92,12 @@ impl<T: Payload> Window<T> {
 
     /// Adds a segment, dropping the longest unused ones to stay within [`HELD_LEN_MAX`].
     ///
-    /// Segments under way are not dropped, nor are those that `keep` says.
+    /// Segments under way are not dropped.
     pub(crate) fn insert(&mut self, range: Range<u64>, payload: T) {
         let len = range.end - range.start;
         while self.held + len > HELD_LEN_MAX {
-            let oldest = self
-                .segments
-                .iter()
-                .filter(|(_, segment)| segment.payload.is_settled())
-                .min_by_key(|(_, segment)| segment.used)
-                .map(|(&start, _)| start);
+            let settled = self.segments.iter().filter(|segment| segment.payload.is_settled());
+            let oldest = settled.min_by_key(|segment| segment.used).map(|segment| segment.start);
             match oldest {
                 Some(start) => self.remove(start),
                 None => break,
@@ -115,15 +105,22 @@ impl<T: Payload> Window<T> {
         }
         self.clock += 1;
         self.held += len;
-        let segment = Segment { end: range.end, used: self.clock, payload };
-        self.segments.insert(range.start, segment);
+        let at = self.segments.partition_point(|segment| segment.start < range.start);
+        let Range { start, end } = range;
+        self.segments.insert(at, Segment { start, end, used: self.clock, payload });
     }
 
     /// Drops the segment that starts at `start`, if there is one.
     pub(crate) fn remove(&mut self, start: u64) {
-        if let Some(segment) = self.segments.remove(&start) {
+        if let Some(i) = self.before(start).filter(|&i| self.segments[i].start == start) {
+            let segment = self.segments.remove(i);
             self.held -= segment.end - start;
         }
+    }
+
+    /// The last segment that starts at or before `at`.
+    fn before(&self, at: u64) -> Option<usize> {
+        self.segments.partition_point(|segment| segment.start <= at).checked_sub(1)
     }
 
     /// Bytes held and under way.
@@ -154,15 +151,14 @@ impl<T: Payload> Window<T> {
         stream.ahead = stream.ahead.max(stream.next);
         let Stream { next, mut ahead, window, .. } = *stream;
         // What the reader has left behind goes first; what was fetched ahead of it has not been used yet and must not.
-        if let Some((_, segment)) = self.segments.range_mut(..range.start).next_back()
+        let left = range.start.checked_sub(1).and_then(|at| self.before(at));
+        if let Some(segment) = left.map(|i| &mut self.segments[i])
             && segment.end <= range.start
         {
             segment.used = 0;
         }
-        while let Some((_, segment)) =
-            self.segments.range(..=ahead).next_back().filter(|(_, s)| ahead < s.end)
-        {
-            ahead = segment.end;
+        while let Some(i) = self.before(ahead).filter(|&i| ahead < self.segments[i].end) {
+            ahead = self.segments[i].end;
         }
         self.streams[i].ahead = ahead;
         let end = ahead.saturating_add((window / 2).clamp(BLOCK_LEN, SEGMENT_LEN_MAX));

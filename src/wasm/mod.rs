@@ -24,6 +24,7 @@ pub use image::Image;
 pub use open::{judge_image, open_image};
 
 use std::future::Future;
+use std::pin::Pin;
 
 use js_sys::Promise;
 use wasm_bindgen::prelude::*;
@@ -39,6 +40,11 @@ thread_local! {
 
 /// Runs `future` on the package's executor; the promise settles as it does.
 fn promise(future: impl Future<Output = crate::Result<JsValue>> + 'static) -> Promise {
+    // Boxed, so that what runs it is compiled once and not for every method.
+    settle(Box::pin(future))
+}
+
+fn settle(future: Pin<Box<dyn Future<Output = crate::Result<JsValue>>>>) -> Promise {
     // Says on the console what a panic was, should there ever be one.
     console_error_panic_hook::set_once();
     let task = EXECUTOR.with(|executor| executor.spawn(future));

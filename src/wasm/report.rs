@@ -8,7 +8,7 @@ use super::value::{array, number, object, or_null};
 use crate::error::Result;
 use crate::image::check::{CheckObserver, CheckOptions, CheckReport, Finding, FindingClass};
 use crate::image::{Image, Source};
-use crate::inspect::{HostBytes, StorageBytes, Verdict, VerdictOptions, verdict};
+use crate::inspect::{HostBytes, ReadAt, StorageBytes, Verdict, VerdictOptions, verdict};
 use crate::storage::Storage;
 
 /// A broken image has millions of findings; a page gets the first of them.
@@ -17,15 +17,38 @@ const FINDINGS_MAX: usize = 1000;
 /// Judges the image.
 pub(super) async fn judge<S: Storage>(image: &Image<S>) -> Result<JsValue> {
     let Some(top) = describe::top(image) else { return Ok(JsValue::NULL) };
+    let file = FileBytes::Open(HostBytes(image));
     let options = VerdictOptions::default();
-    Ok(verdict_value(&verdict(&HostBytes(image), top.format, Some(image), &options).await?))
+    Ok(verdict_value(&verdict(&file, top.format, Some(image), &options).await?))
 }
 
 /// Judges an image that is not open.
 pub(super) async fn judge_source<S: Storage>(source: &Source<S>) -> Result<JsValue> {
-    let file = StorageBytes::new(&source.storage).await?;
+    let file = FileBytes::Unopened(StorageBytes::new(&source.storage).await?);
     let options = VerdictOptions::default();
-    Ok(verdict_value(&verdict(&file, source.format, None::<&()>, &options).await?))
+    Ok(verdict_value(&verdict(&file, source.format, None::<&Image<S>>, &options).await?))
+}
+
+/// The bytes of a file, open or not: one type, so that the verdict is compiled once.
+enum FileBytes<'a, S> {
+    Open(HostBytes<'a, S>),
+    Unopened(StorageBytes<'a, S>),
+}
+
+impl<S: Storage> ReadAt for FileBytes<'_, S> {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Open(bytes) => bytes.len(),
+            Self::Unopened(bytes) => bytes.len(),
+        }
+    }
+
+    async fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Self::Open(bytes) => bytes.read_at(buf, offset).await,
+            Self::Unopened(bytes) => bytes.read_at(buf, offset).await,
+        }
+    }
 }
 
 fn verdict_value(verdict: &Verdict) -> JsValue {

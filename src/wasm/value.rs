@@ -5,17 +5,25 @@ use wasm_bindgen::JsValue;
 
 /// A plain object of these properties, in this order.
 pub(super) fn object<const N: usize>(properties: [(&str, JsValue); N]) -> JsValue {
+    object_of(&properties)
+}
+
+fn object_of(properties: &[(&str, JsValue)]) -> JsValue {
     let object = JsValue::from(Object::new());
     for (name, value) in properties {
-        set(&object, name, value);
+        set_value(&object, name, value);
     }
     object
 }
 
 /// Adds a property to an object that this module made.
 pub(super) fn set(object: &JsValue, name: &str, value: impl Into<JsValue>) {
+    set_value(object, name, &value.into());
+}
+
+fn set_value(object: &JsValue, name: &str, value: &JsValue) {
     // It cannot fail: the object is plain and extensible.
-    let _ = Reflect::set(object, &JsValue::from_str(name), &value.into());
+    let _ = Reflect::set(object, &JsValue::from_str(name), value);
 }
 
 /// The property `name`, `undefined` if there is none or `object` has no properties.
@@ -25,7 +33,11 @@ pub(super) fn get(object: &JsValue, name: &str) -> JsValue {
 
 /// An array of these.
 pub(super) fn array(values: impl IntoIterator<Item = JsValue>) -> JsValue {
-    values.into_iter().collect::<Array>().into()
+    let array = Array::new();
+    values.into_iter().for_each(|value| {
+        array.push(&value);
+    });
+    array.into()
 }
 
 /// Bytes of an image that are text as a rule. Bytes that are not UTF-8 are replaced.

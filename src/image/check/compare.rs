@@ -365,7 +365,7 @@ impl<C: Cell, O: CheckObserver> Flags<'_, '_, C, O> {
 
     async fn look_up<S: Storage>(mut self, refcounts: &Refcounts<'_, '_, S>) -> Result<()> {
         let mut later = std::mem::take(&mut self.later);
-        later.sort_by_key(|flag| (flag.cluster, flag.place));
+        later.sort_unstable_by_key(|flag| (flag.cluster, flag.place));
         let mut memory = Memory::default();
         for flag in later {
             if let Some(refcount) = refcounts.of(flag.cluster, &mut memory).await? {

@@ -46,8 +46,8 @@ pub(super) struct Segment {
 pub(super) fn segments(ranges: &[(Range<u64>, Weight)]) -> Vec<Segment> {
     let mut starts: Vec<_> = ranges.iter().filter(|(range, _)| !range.is_empty()).collect();
     let mut ends = starts.clone();
-    starts.sort_by_key(|(range, _)| range.start);
-    ends.sort_by_key(|(range, _)| range.end);
+    starts.sort_unstable_by_key(|(range, _)| range.start);
+    ends.sort_unstable_by_key(|(range, _)| range.end);
     let (mut next_start, mut next_end) = (0, 0);
     let mut weight = Weight::default();
     let mut base = 0;

@@ -102,6 +102,7 @@ impl<S: Storage> Image<S> {
 /// Least memory to work with.
 const MEMORY_BYTES_MIN: u64 = 4 << 20;
 /// Images with few clusters get wide counts from the start.
+#[cfg(not(target_family = "wasm"))]
 const WIDE_BYTES_MAX: u64 = 4 << 20;
 /// Windows start at multiples of this, so that every refcount block can be read from a whole byte on.
 const WINDOW_ALIGNMENT: u64 = 64;
@@ -158,15 +159,10 @@ pub async fn check<S: Storage, O: CheckObserver>(
     let budget = Budget::new(options.memory_bytes_max);
     let mut check =
         Check { layout: &layout, source: &source, inventory: &inventory, budget, highest: 0 };
-    let wide_len = layout.cells.saturating_mul(size_of::<u64>() as u64);
-    if wide_len > WIDE_BYTES_MAX.min(budget.counts) {
-        let done = check.passes::<u8, O>(&mut tally, 0, true).await?;
-        if done < layout.cells {
-            // Too many references for counts of a byte.
-            check.passes::<u64, O>(&mut tally, done, false).await?;
-        }
-    } else {
-        check.passes::<u64, O>(&mut tally, 0, true).await?;
+    let (done, first) = check.narrow(&mut tally).await?;
+    if first || done < layout.cells {
+        // Few clusters, or too many references for counts of a byte.
+        check.passes::<u64, O>(&mut tally, done, first).await?;
     }
     tally.report.image_end_offset = (check.highest + 1) << layout.cluster_bits;
     Ok(tally.report)
@@ -205,6 +201,23 @@ struct Check<'c, 's, S> {
 }
 
 impl<S: Storage> Check<'_, '_, S> {
+    /// Checks with narrow counts if there are many clusters, and returns up to which cluster, and whether nothing is done.
+    #[cfg(not(target_family = "wasm"))]
+    async fn narrow<O: CheckObserver>(&mut self, tally: &mut Tally<'_, O>) -> Result<(u64, bool)> {
+        let wide_len = self.layout.cells.saturating_mul(size_of::<u64>() as u64);
+        if wide_len <= WIDE_BYTES_MAX.min(self.budget.counts) {
+            return Ok((0, true));
+        }
+        Ok((self.passes::<u8, O>(tally, 0, true).await?, false))
+    }
+
+    /// In a browser the code for narrow counts would be a tenth of the engine, which is sent to every page. Without them
+    /// huge images take more passes.
+    #[cfg(target_family = "wasm")]
+    async fn narrow<O: CheckObserver>(&mut self, _tally: &mut Tally<'_, O>) -> Result<(u64, bool)> {
+        Ok((0, true))
+    }
+
     /// Checks window by window from cluster `from` on, and returns up to which cluster: not all if counts of this width
     /// do not suffice. `first` says whether the tables' own findings are still to be reported.
     async fn passes<C: Cell, O: CheckObserver>(
