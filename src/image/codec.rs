@@ -8,8 +8,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use flate2::{Decompress, FlushDecompress};
-
 use crate::format::Compression;
 use crate::storage::Buf;
 
@@ -56,33 +54,90 @@ impl Codec {
 // A few are kept for each image; boxing one would not pay.
 #[allow(clippy::large_enum_variant)]
 enum Context {
-    Deflate(Decompress),
+    Deflate(deflate_stream::Context),
     Zstd(zstd_stream::Context),
 }
 
 impl Context {
     fn new(compression: Compression) -> Self {
         match compression {
-            Compression::Deflate => Self::Deflate(Decompress::new(false)),
+            Compression::Deflate => Self::Deflate(deflate_stream::Context::new()),
             Compression::Zstd => Self::Zstd(zstd_stream::Context::new()),
         }
     }
 
     fn inflate(&mut self, stream: &[u8], cluster: &mut [u8]) -> Result<(), StreamFault> {
         match self {
-            Self::Deflate(context) => {
-                context.reset(false);
-                // The status does not matter: a stream that has more to say than fits is as good as one that ends here.
-                context
-                    .decompress(stream, cluster, FlushDecompress::Finish)
-                    .map_err(|_| StreamFault::Invalid)?;
-                if context.total_out() == cluster.len() as u64 {
-                    Ok(())
-                } else {
-                    Err(StreamFault::Short)
-                }
-            }
+            Self::Deflate(context) => context.inflate(stream, cluster),
             Self::Zstd(context) => context.inflate(stream, cluster),
+        }
+    }
+}
+
+/// Raw deflate, and which streams are good.
+mod zlib_stream {
+    use super::StreamFault;
+    use flate2::{Decompress, FlushDecompress};
+
+    pub(super) struct Context(Decompress);
+
+    impl Context {
+        pub(super) fn new() -> Self {
+            Self(Decompress::new(false))
+        }
+
+        pub(super) fn inflate(
+            &mut self,
+            stream: &[u8],
+            cluster: &mut [u8],
+        ) -> Result<(), StreamFault> {
+            self.0.reset(false);
+            // The status does not matter: a stream that has more to say than fits is as good as one that ends here.
+            self.0
+                .decompress(stream, cluster, FlushDecompress::Finish)
+                .map_err(|_| StreamFault::Invalid)?;
+            if self.0.total_out() == cluster.len() as u64 {
+                Ok(())
+            } else {
+                Err(StreamFault::Short)
+            }
+        }
+    }
+}
+
+#[cfg(not(all(feature = "libdeflate", not(target_family = "wasm"))))]
+use zlib_stream as deflate_stream;
+
+/// Raw deflate by libdeflate, which knows whole streams only.
+#[cfg(all(feature = "libdeflate", not(target_family = "wasm")))]
+mod deflate_stream {
+    use super::{StreamFault, zlib_stream};
+    use libdeflater::Decompressor;
+
+    pub(super) struct Context {
+        whole: Decompressor,
+        /// Made for the first stream that is not one cluster exactly.
+        other: Option<zlib_stream::Context>,
+    }
+
+    impl Context {
+        pub(super) fn new() -> Self {
+            Self { whole: Decompressor::new(), other: None }
+        }
+
+        pub(super) fn inflate(
+            &mut self,
+            stream: &[u8],
+            cluster: &mut [u8],
+        ) -> Result<(), StreamFault> {
+            match self.whole.deflate_decompress(stream, cluster) {
+                Ok(made) if made == cluster.len() => Ok(()),
+                // What is wrong with it, or that nothing is, the other decoder tells.
+                _ => self
+                    .other
+                    .get_or_insert_with(zlib_stream::Context::new)
+                    .inflate(stream, cluster),
+            }
         }
     }
 }
