@@ -11,6 +11,10 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use cowshed::image::{OpenOptions, SnapshotSelector};
+use futures::executor::block_on;
+use support::images::{assert_same, snapshot_bytes};
+use support::open::{open_in_memory, read_all};
 use support::qemu;
 
 /// Returns the image's folder and name.
@@ -40,4 +44,21 @@ fn real_image_is_a_disk_that_qemu_finds_sound() {
     let fresh = support::images::snapshot_bytes(&dir, &name, "fresh-install");
     let later = support::images::snapshot_bytes(&dir, &name, "before-upgrade");
     assert!(fresh != later && later != disk);
+}
+
+#[test]
+fn real_image_and_its_snapshots_read_as_in_qemu() {
+    let (dir, name) = image();
+    block_on(async {
+        let opened = open_in_memory(&dir, &name, OpenOptions::default()).await.unwrap();
+        let expected = qemu::raw_bytes(&dir, &["-f", "qcow2"], &name);
+        assert_same("the real image", &expected, &read_all(&opened, 1 << 20).await.unwrap(), 0);
+        for snapshot in ["fresh-install", "before-upgrade"] {
+            let mut options = OpenOptions::default();
+            options.snapshot = Some(SnapshotSelector::Name(snapshot.into()));
+            let opened = open_in_memory(&dir, &name, options).await.unwrap();
+            let expected = snapshot_bytes(&dir, &name, snapshot);
+            assert_same(snapshot, &expected, &read_all(&opened, 1 << 20).await.unwrap(), 0);
+        }
+    });
 }
