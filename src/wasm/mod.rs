@@ -11,7 +11,7 @@
 //! | `types.d.ts` | the types of all this, by hand |
 //!
 //! Offsets and sizes are `bigint`, counts and lengths that fit a `Uint8Array` are `number`. Everything asynchronous runs on one
-//! [`BrowserExecutor`](crate::rt::BrowserExecutor), so that it gives way to the page.
+//! [`BrowserExecutor`], so that it gives way to the page.
 
 mod describe;
 mod error;
