@@ -1,6 +1,6 @@
 //! Sets a fresh machine up. Each part looks first whether its work is done, so that a second run costs nothing.
 //!
-//! Where things come from: Rust's targets and toolchains from rustup, Rust programs from crates.io at the version that
+//! Where things come from: Rust's targets and toolchains from rustup, Rust programs from Cargo at the version that
 //! `Cargo.lock` or this file names, the page's packages from npm as `www/package-lock.json` names them, the rest from Debian.
 
 use std::fs;
@@ -100,7 +100,7 @@ fn locked_version(name: &str) -> Result<String> {
     Ok(version.ok_or_else(|| format!("Cargo.lock names no {name}"))?.to_owned())
 }
 
-/// Installs a program from crates.io into a folder of the cache, once for each version, and returns the folder.
+/// Installs a program with Cargo into a folder of the cache, once for each version, and returns the folder.
 fn cargo_install(name: &str, version: &str) -> Result<PathBuf> {
     let cache = paths::cache()?;
     let folder = cache.join(format!("{name}-{version}"));
