@@ -23,7 +23,7 @@ impl<S: Storage> Image<S> {
     pub async fn load_bitmaps(&self) -> Result<Vec<BitmapDirectoryEntry>> {
         let _request = self.requests.enter()?;
         let Body::Qcow2(layer) = &self.layers[0].body else { return Ok(Vec::new()) };
-        let Some(extension) = layer.header.bitmaps() else { return Ok(Vec::new()) };
+        let Some(extension) = layer.header.get().bitmaps() else { return Ok(Vec::new()) };
         let (offset, len) = (extension.directory_offset.get(), extension.directory_len);
         let bytes = layer.metadata.load(Structure::BitmapDirectory, offset, len).await?;
         Ok(BitmapDirectory::parse(&bytes, &extension, &layer.geometry)?.bitmaps)
@@ -40,7 +40,7 @@ impl<S: Storage> Image<S> {
     pub async fn load_luks_header(&self) -> Result<Option<LuksHeader>> {
         let _request = self.requests.enter()?;
         let Body::Qcow2(layer) = &self.layers[0].body else { return Ok(None) };
-        let Some(header) = layer.header.crypto_header() else { return Ok(None) };
+        let Some(header) = layer.header.get().crypto_header() else { return Ok(None) };
         let len = header.len.min(LuksHeader::LEN as u64);
         let bytes = layer.metadata.load(Structure::CryptoHeader, header.offset.get(), len).await?;
         LuksHeader::parse(&bytes, header.offset).map(Some)

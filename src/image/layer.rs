@@ -11,10 +11,13 @@ use crate::format::{
     L2Entry, L2Fault, Snapshot, SubclusterKind,
 };
 use crate::storage::Storage;
+use crate::sync::{AtomicU64, Ordering};
 
 use super::codec::Codec;
 use super::inflated::Inflated;
+use super::l1::L1;
 use super::metadata::Metadata;
+use super::published::Published;
 
 /// How many L1 entries without a table one run goes over. The layer below may answer for a few bytes of it, and the rest
 /// is looked for again.
@@ -56,14 +59,15 @@ pub(crate) struct Qcow2Layer<S> {
     pub(crate) metadata: Metadata<S>,
     /// The data file, if there is one; else the clusters are in the image file.
     pub(crate) data: DataFile<S>,
-    pub(crate) header: Header,
+    pub(crate) header: Published<Header>,
+    pub(crate) crypt: CryptMethod,
     pub(crate) geometry: Geometry,
     pub(crate) context: L2Context,
-    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) snapshots: Published<[Snapshot]>,
     /// Of the state that is open, active or snapshot.
-    pub(crate) l1: Box<[u64]>,
+    pub(crate) l1: L1,
     pub(crate) l1_table: HostOffset,
-    pub(crate) virtual_size: u64,
+    pub(crate) size: AtomicU64,
     pub(crate) l2_cache: Arc<TableCache>,
     pub(crate) refcount_cache: Arc<TableCache>,
     pub(crate) codec: Arc<Codec>,
@@ -123,7 +127,7 @@ impl<S: Storage> Layer<S> {
     /// The size of the disk that this layer describes, in bytes.
     pub(crate) fn virtual_size(&self) -> u64 {
         match &self.body {
-            Body::Qcow2(layer) => layer.virtual_size,
+            Body::Qcow2(layer) => layer.virtual_size(),
             Body::Raw(layer) => layer.len,
         }
     }
@@ -160,6 +164,11 @@ impl<S: Storage> Layer<S> {
 }
 
 impl<S: Storage> Qcow2Layer<S> {
+    /// The size of its disk in bytes.
+    pub(crate) fn virtual_size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
     fn data_storage(&self) -> Result<Option<&S>> {
         self.must_be_plain()?;
         match &self.data {
@@ -168,7 +177,7 @@ impl<S: Storage> Qcow2Layer<S> {
             DataFile::Zeros => Ok(None),
             DataFile::Left => Err(Error::refused(
                 super::gate::ReferenceKind::DataFile.name(),
-                self.header.data_file().unwrap_or_default(),
+                self.header.get().data_file().unwrap_or_default(),
                 "it was not opened",
             )),
         }
@@ -180,7 +189,7 @@ impl<S: Storage> Qcow2Layer<S> {
     /// [`Error::Unsupported`] if they are encrypted.
     #[inline]
     pub(crate) fn must_be_plain(&self) -> Result<()> {
-        let method = match self.header.crypt {
+        let method = match self.crypt {
             CryptMethod::None => return Ok(()),
             CryptMethod::Aes => "AES",
             CryptMethod::Luks => "LUKS",
@@ -193,7 +202,7 @@ impl<S: Storage> Qcow2Layer<S> {
     pub(crate) fn vm_state_offset(&self) -> u64 {
         let coverage = self.geometry.l2_coverage();
         // A snapshot can say of its disk that it has almost 2^64 bytes: there is room for nothing behind it.
-        self.virtual_size.checked_next_multiple_of(coverage).unwrap_or(u64::MAX)
+        self.virtual_size().checked_next_multiple_of(coverage).unwrap_or(u64::MAX)
     }
 
     fn run_cached(&self, offset: u64, len: u64) -> Option<Result<Run>> {
@@ -222,7 +231,7 @@ impl<S: Storage> Qcow2Layer<S> {
         let guest = GuestOffset::new(offset);
         let index = self.geometry.l1_index(guest);
         let l1_index = usize::try_from(index).unwrap_or(usize::MAX);
-        let raw = self.l1.get(l1_index).copied().unwrap_or(0);
+        let raw = self.l1.get(l1_index);
         let entry = L1Entry::parse(raw, index, self.l1_table, &self.geometry)?;
         let Some(table) = entry.l2_table() else {
             return Ok(Place::None(self.unmapped(l1_index, offset, len)));
@@ -245,13 +254,16 @@ impl<S: Storage> Qcow2Layer<S> {
         let wanted = len.saturating_sub(first).div_ceil(coverage);
         let wanted = usize::try_from(wanted)
             .map_or(L1_ENTRIES_PER_RUN_MAX, |wanted| wanted.min(L1_ENTRIES_PER_RUN_MAX));
-        let after = self.l1.get(l1_index.saturating_add(1)..).unwrap_or_default();
-        let near = &after[..wanted.min(after.len())];
-        let mapped = near.iter().position(|raw| L1Entry::from_raw(*raw).l2_table().is_some());
+        let near = l1_index.saturating_add(1)..self.l1.len();
+        let beyond = near.len() < wanted;
+        let mut near = near.take(wanted);
+        let count = near.len();
+        let mapped =
+            near.position(|index| L1Entry::from_raw(self.l1.get(index)).l2_table().is_some());
         let run = match mapped {
-            None if near.len() < wanted => len,
+            None if beyond => len,
             // 1024 tables map 2^49 bytes at most, so the sum cannot overflow.
-            _ => first + mapped.unwrap_or(near.len()) as u64 * coverage,
+            _ => first + mapped.unwrap_or(count) as u64 * coverage,
         };
         Run { kind: RunKind::Unallocated { host: None }, len: run.min(len) }
     }

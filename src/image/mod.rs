@@ -22,14 +22,17 @@ mod describe;
 mod detect;
 mod gate;
 mod inflated;
+mod l1;
 mod layer;
 mod map;
 mod metadata;
 mod open;
 mod options;
+mod published;
 mod read;
 mod refcount;
 mod requests;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,7 +47,10 @@ pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};
 pub use map::{Extent, ExtentKind, Extents};
 pub use open::Opened;
-pub use options::{OpenOptions, References, SnapshotSelector};
+pub use options::{
+    OpenOptions, OverlapChecks, Preallocation, References, ResizeOptions, SnapshotSelector,
+    WriteOptions, ZeroMode,
+};
 
 use layer::{Body, Layer};
 use requests::Requests;
@@ -64,7 +70,7 @@ pub struct Image<S> {
 }
 
 /// What is known of one layer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LayerInfo<'a> {
     /// Where it came from: its [`Source::location`].
@@ -76,9 +82,9 @@ pub struct LayerInfo<'a> {
     /// The length of its file in bytes, when it was opened.
     pub file_len: u64,
     /// Its header, if it is a qcow2 image.
-    pub header: Option<&'a Header>,
+    pub header: Option<Arc<Header>>,
     /// Its snapshot table, in the order on disk.
-    pub snapshots: &'a [Snapshot],
+    pub snapshots: Arc<[Snapshot]>,
 }
 
 /// What the caches of one layer did.
@@ -98,21 +104,21 @@ impl<S: Storage> Image<S> {
         self.layers[0].virtual_size()
     }
 
-    /// The image's header; `None` if it is raw.
+    /// The image's header as it is now; `None` if it is raw.
     #[must_use]
-    pub fn header(&self) -> Option<&Header> {
+    pub fn header(&self) -> Option<Arc<Header>> {
         self.layer_info(0).header
     }
 
     /// How the image's offsets split; `None` if it is raw.
     #[must_use]
     pub fn geometry(&self) -> Option<Geometry> {
-        self.header().map(Header::geometry)
+        self.header().map(|header| header.geometry())
     }
 
-    /// The image's internal snapshots, in the order on disk.
+    /// The image's internal snapshots as they are now, in the order on disk.
     #[must_use]
-    pub fn snapshots(&self) -> &[Snapshot] {
+    pub fn snapshots(&self) -> Arc<[Snapshot]> {
         self.layer_info(0).snapshots
     }
 
@@ -157,10 +163,10 @@ impl<S: Storage> Image<S> {
             Body::Qcow2(layer) => LayerInfo {
                 location,
                 format: Format::Qcow2,
-                virtual_size: layer.virtual_size,
+                virtual_size: layer.virtual_size(),
                 file_len: layer.metadata.file_len(),
-                header: Some(&layer.header),
-                snapshots: &layer.snapshots,
+                header: Some(layer.header.get()),
+                snapshots: layer.snapshots.get(),
             },
             Body::Raw(layer) => LayerInfo {
                 location,
@@ -168,7 +174,7 @@ impl<S: Storage> Image<S> {
                 virtual_size: layer.len,
                 file_len: layer.len,
                 header: None,
-                snapshots: &[],
+                snapshots: Arc::default(),
             },
         }
     }
@@ -183,7 +189,8 @@ impl<S: Storage> Image<S> {
 
     /// The error for bytes that are in the backing file of the layer at `depth`, which was not opened.
     fn backing_left(&self, depth: usize) -> Error {
-        let name = self.layer_info(depth).header.and_then(|header| header.backing_file.as_deref());
+        let header = self.layer_info(depth).header;
+        let name = header.as_ref().and_then(|header| header.backing_file.as_deref());
         Error::refused(
             ReferenceKind::BackingFile.name(),
             name.unwrap_or_default(),

@@ -10,14 +10,17 @@ use crate::error::{Corrupt, CorruptKind, Error, Result, Structure, Unsupported, 
 use crate::format::limits::SNAPSHOT_TABLE_LEN_BYTES_MAX;
 use crate::format::{Header, HostOffset, Parsed, Snapshot};
 use crate::storage::Storage;
+use crate::sync::AtomicU64;
 
 use super::Image;
 use super::codec::Codec;
 use super::gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, Source};
 use super::inflated::Inflated;
+use super::l1::L1;
 use super::layer::{Below, Body, DataFile, Layer, Qcow2Layer, RawLayer};
 use super::metadata::Metadata;
 use super::options::{OpenOptions, References, SnapshotSelector};
+use super::published::Published;
 use super::requests::Requests;
 
 /// How much of the snapshot table is read at a time: its length is not known before it is parsed.
@@ -85,13 +88,14 @@ impl<S: Storage> Image<S> {
                 Format::Qcow2 => {
                     let mut layer = Qcow2Layer::open(source.storage, depth, &options).await?;
                     layer.open_data_file(gate, &location, depth, &identities, &options).await?;
-                    if let Some(name) = &layer.header.backing_file {
+                    let header = layer.header.get();
+                    if let Some(name) = &header.backing_file {
                         below = Below::Left;
                         if options.references == References::Follow {
                             let reference = Reference {
                                 kind: ReferenceKind::BackingFile,
                                 name,
-                                format: layer.header.backing_format(),
+                                format: header.backing_format(),
                                 from: &location,
                                 depth: depth + 1,
                             };
@@ -177,10 +181,10 @@ impl<S: Storage> Qcow2Layer<S> {
         Ok(Self {
             data: DataFile::None,
             context,
-            snapshots,
+            snapshots: Published::new(snapshots),
             l1,
             l1_table,
-            virtual_size,
+            size: AtomicU64::new(virtual_size),
             l2_cache: Arc::new(TableCache::new(sizes.l2_bytes, sizes.l2_entry_bytes)),
             refcount_cache: Arc::new(TableCache::new(
                 sizes.refcount_bytes,
@@ -189,7 +193,8 @@ impl<S: Storage> Qcow2Layer<S> {
             codec: Codec::new(header.compression, cluster_len),
             inflated: Inflated::new(options.inflated_len_bytes_max, cluster_size),
             geometry,
-            header,
+            crypt: header.crypt,
+            header: Published::new(header),
             metadata,
         })
     }
@@ -202,14 +207,15 @@ impl<S: Storage> Qcow2Layer<S> {
         identities: &[Identity],
         options: &OpenOptions,
     ) -> Result<()> {
-        if !self.header.has_data_file() {
+        let header = self.header.get();
+        if !header.has_data_file() {
             return Ok(());
         }
         if options.references == References::Leave {
             self.data = DataFile::Left;
             return Ok(());
         }
-        let name = self.header.data_file().unwrap_or_default();
+        let name = header.data_file().unwrap_or_default();
         let reference =
             Reference { kind: ReferenceKind::DataFile, name, format: None, from: location, depth };
         self.data = match gate.open(&reference).await? {
@@ -230,12 +236,12 @@ async fn load_l1<S: Storage>(
     structure: Structure,
     table: HostOffset,
     entries: u64,
-) -> Result<Box<[u64]>> {
+) -> Result<L1> {
     let bytes = metadata.load(structure, table.get(), entries * 8).await?;
     // OK to unwrap: the chunks have eight bytes.
     #[allow(clippy::unwrap_used)]
     let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
-    Ok(bytes.chunks_exact(8).map(entry).collect())
+    Ok(L1::new(bytes.chunks_exact(8).map(entry)))
 }
 
 /// Reads the snapshot table. Its length is only known when it has been parsed, so more is read until it is whole.

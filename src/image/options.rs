@@ -27,6 +27,78 @@ pub enum References {
     Leave,
 }
 
+/// How an image is written to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct WriteOptions {
+    /// `pass-discard-request`: clusters that the guest discards give up their space in the file. Default: yes.
+    pub pass_discard_request: bool,
+    /// `pass-discard-snapshot`: so do clusters that go with a snapshot. Default: yes.
+    pub pass_discard_snapshot: bool,
+    /// `pass-discard-other`: so do clusters that become free for other reasons. Default: no.
+    pub pass_discard_other: bool,
+    /// `discard-no-unref`: discarded clusters keep their place in the file, so that it does not fragment. Default: no.
+    pub discard_no_unref: bool,
+    /// `overlap-check`: which metadata is looked at before a write, so that a damaged image does not become worse.
+    pub overlap_checks: OverlapChecks,
+    /// `lazy-refcounts`: refcounts may be written late, at the price of a repair after a crash. `None`: as the header says.
+    pub lazy_refcounts: Option<bool>,
+    /// Every change is durable before it returns.
+    pub write_through: bool,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        Self {
+            pass_discard_request: true,
+            pass_discard_snapshot: true,
+            pass_discard_other: false,
+            discard_no_unref: false,
+            overlap_checks: OverlapChecks::default(),
+            lazy_refcounts: None,
+            write_through: false,
+        }
+    }
+}
+
+/// Which metadata is looked at before a write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OverlapChecks {}
+
+/// What becomes of the space of clusters that are overwritten with zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroMode {
+    /// It stays allocated.
+    KeepSpace,
+    /// It may be given up: `-u` of `qemu-io write -z`.
+    MayUnmap,
+}
+
+/// How much of a disk is allocated before it is written to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing.
+    #[default]
+    Off,
+    /// The tables that map it.
+    Metadata,
+    /// The tables, and space in the file.
+    Falloc,
+    /// The tables, and space that is written with zeros.
+    Full,
+}
+
+/// How to change the size of a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResizeOptions {
+    /// Allows the disk to become smaller, which loses what is behind its new end.
+    pub shrink: bool,
+    /// How what is added is allocated.
+    pub preallocation: Preallocation,
+}
+
 /// How to open an image. The default opens the active state, read-only, with everything it refers to.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -41,6 +113,8 @@ pub struct OpenOptions {
     pub inflated_len_bytes_max: u64,
     /// How many layers a backing chain may have.
     pub chain_depth_max: usize,
+    /// How the image is written to; `None` opens it read-only.
+    pub write: Option<WriteOptions>,
     /// Where clusters are inflated; without, where the request is polled.
     pub workers: Option<Arc<dyn Workers>>,
 }
@@ -60,6 +134,7 @@ impl Default for OpenOptions {
             references: References::default(),
             inflated_len_bytes_max: Self::INFLATED_LEN_BYTES_MAX_DEFAULT,
             chain_depth_max: Self::CHAIN_DEPTH_MAX_DEFAULT,
+            write: None,
             workers: None,
         }
     }
@@ -73,6 +148,7 @@ impl std::fmt::Debug for OpenOptions {
             .field("references", &self.references)
             .field("inflated_len_bytes_max", &self.inflated_len_bytes_max)
             .field("chain_depth_max", &self.chain_depth_max)
+            .field("write", &self.write)
             .field("workers", &self.workers.as_ref().map(|w| w.parallelism()))
             .finish()
     }

@@ -43,8 +43,9 @@ impl<S: Storage> Qcow2Layer<S> {
         let cluster = offset.get() >> self.geometry.cluster_bits();
         let entries = self.geometry.refcount_block_entries();
         let (block_index, index) = (cluster / entries, cluster % entries);
-        let table = self.header.refcount_table_offset;
-        if block_index >= self.header.refcount_table_len() / RefcountTableEntry::LEN {
+        let header = self.header.get();
+        let table = header.refcount_table_offset;
+        if block_index >= header.refcount_table_len() / RefcountTableEntry::LEN {
             return Ok(0);
         }
         let at = table.get() + block_index * RefcountTableEntry::LEN;

@@ -241,7 +241,7 @@ pub(super) fn bitmap(bitmap: &BitmapDirectoryEntry) -> JsValue {
 pub(super) fn info<S: Storage>(image: &Image<S>, bitmaps: &[BitmapDirectoryEntry]) -> JsValue {
     let info = object([]);
     let Some(layer) = top(image) else { return info };
-    let header = layer.header;
+    let header = layer.header.as_deref();
     if let Some(format) = header.and_then(Header::backing_format) {
         set(&info, "backing-filename-format", text(format));
     }

@@ -94,7 +94,7 @@ impl Image {
     /// The fields of the header, in their order; empty if the image is raw.
     #[wasm_bindgen(unchecked_return_type = "HeaderField[]")]
     pub fn header(&self) -> JsValue {
-        array(self.engine.header().into_iter().flat_map(describe::header))
+        array(self.engine.header().as_deref().into_iter().flat_map(describe::header))
     }
 
     /// What `qemu-img info --output=json` says, under its keys.
@@ -106,13 +106,13 @@ impl Image {
     /// The feature bits that are set.
     #[wasm_bindgen(unchecked_return_type = "Feature[]")]
     pub fn features(&self) -> JsValue {
-        array(self.engine.header().into_iter().flat_map(describe::features))
+        array(self.engine.header().as_deref().into_iter().flat_map(describe::features))
     }
 
     /// The header extensions, in their order.
     #[wasm_bindgen(unchecked_return_type = "HeaderExtension[]")]
     pub fn extensions(&self) -> JsValue {
-        array(self.engine.header().into_iter().flat_map(describe::extensions))
+        array(self.engine.header().as_deref().into_iter().flat_map(describe::extensions))
     }
 
     /// The internal snapshots, in the order on disk.

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgMatches, Command};
 use cowshed::format::{
@@ -116,7 +117,7 @@ struct Description {
     format: &'static str,
     virtual_size: u64,
     file: FileDescription,
-    header: Option<Header>,
+    header: Option<Arc<Header>>,
     backing_file: Option<Vec<u8>>,
     backing_format: Option<Vec<u8>>,
     snapshots: Vec<Snapshot>,
@@ -132,7 +133,7 @@ impl Description {
         let image = opening.layer(source).await?;
         let file = FileDescription::load(&image, &storage)
             .map_err(|error| failed(open::io_reason(&error)))?;
-        let header = image.header().cloned();
+        let header = image.header();
         let backing_file = header.as_ref().and_then(|header| header.backing_file.clone());
         let backing_format =
             header.as_ref().and_then(|header| header.backing_format().map(<[u8]>::to_vec));
@@ -143,7 +144,7 @@ impl Description {
             backing_file,
             backing_format,
             snapshots: image.snapshots().to_vec(),
-            bitmaps: match has_bitmaps(opening, &location, header.as_ref()) {
+            bitmaps: match has_bitmaps(opening, &location, header.as_deref()) {
                 true => image.load_bitmaps().await.map_err(|error| failed(open::reason(&error)))?,
                 false => Vec::new(),
             },

@@ -75,7 +75,7 @@ struct Layer<'a> {
 
 impl<'a> Layer<'a> {
     fn new(info: LayerInfo<'a>) -> Self {
-        let data_file = info.header.and_then(|header| header.data_file());
+        let data_file = info.header.as_ref().and_then(|header| header.data_file());
         let file = match data_file {
             Some(name) => {
                 info.location.parent().unwrap_or(Path::new("")).join(OsStr::from_bytes(name))

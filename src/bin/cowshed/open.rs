@@ -246,7 +246,7 @@ pub(crate) async fn extents(
 /// Whether a layer has more clusters than its file takes space for, by more than a tenth. What it has is what its refcounts
 /// say: a cluster that was freed leaves a hole too. Matches qcow2_detect_metadata_preallocation in qcow2-refcount.c.
 async fn is_preallocated(image: &DiskImage, depth: usize, layer: &LayerInfo<'_>) -> bool {
-    let (Some(header), Ok(metadata)) = (layer.header, std::fs::metadata(layer.location)) else {
+    let (Some(header), Ok(metadata)) = (&layer.header, std::fs::metadata(layer.location)) else {
         return false;
     };
     let cluster_size = header.geometry().cluster_size();

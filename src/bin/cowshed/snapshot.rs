@@ -52,7 +52,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     }
     open::block_on(async {
         let image = opening.open(&name).await?;
-        write!(session.out, "{}", table(image.snapshots()))?;
+        write!(session.out, "{}", table(&image.snapshots()))?;
         Ok(0)
     })
 }

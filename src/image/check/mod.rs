@@ -90,7 +90,7 @@ impl<S: Storage> Image<S> {
         let _request = self.requests.enter()?;
         match &self.layers[0].body {
             Body::Qcow2(layer) => {
-                check(layer.metadata.storage(), &layer.header, options, observer).await
+                check(layer.metadata.storage(), &layer.header.get(), options, observer).await
             }
             Body::Raw(_) => {
                 Err(Error::InvalidArgument("raw images have no metadata to check".to_owned()))
