@@ -26,6 +26,10 @@ mod l1;
 mod layer;
 mod map;
 mod metadata;
+#[cfg(feature = "sim")]
+pub mod mutant;
+#[cfg(not(feature = "sim"))]
+mod mutant;
 mod open;
 mod options;
 mod published;
