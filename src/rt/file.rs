@@ -81,6 +81,11 @@ impl FileOptions {
         self
     }
 
+    /// The access mode of an open call.
+    pub(super) fn access(&self) -> OFlags {
+        if self.writable { OFlags::RDWR } else { OFlags::RDONLY }
+    }
+
     /// The flags of an open call: one that neither waits for the other end of a FIFO nor takes a terminal.
     pub(super) fn open_flags(&self) -> OFlags {
         let mut flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;

@@ -75,11 +75,11 @@ impl FolderGate {
         Ok(self)
     }
 
-    /// How files are opened: directness and locks. They are opened for reading only, whatever the options say.
+    /// How files are opened: directness, locks, and whether the data file of the image itself is opened for writing
+    /// too. All others are opened for reading only, whatever the options say.
     #[must_use]
     pub fn options(mut self, options: &FileOptions) -> Self {
-        self.options =
-            options.clone().writable(false).create(false).truncate(false).block_device(false);
+        self.options = options.clone().create(false).truncate(false).block_device(false);
         self
     }
 }
@@ -90,7 +90,11 @@ impl Gate for FolderGate {
     async fn open(&self, reference: &Reference<'_>) -> Result<Answer<DiskStorage>> {
         check_name(reference)?;
         let format = stated_format(reference)?;
-        let (gate, folder) = (self.clone(), folder_of(reference.from).to_path_buf());
+        let (mut gate, folder) = (self.clone(), folder_of(reference.from).to_path_buf());
+        // Below the image itself nothing is written to.
+        if reference.kind != ReferenceKind::DataFile || reference.depth > 0 {
+            gate.options = gate.options.writable(false);
+        }
         let name = PathBuf::from(OsStr::from_bytes(reference.name));
         // Opening can wait for a disk or a network.
         let opened = unblock(move || gate.open_file(&folder, &name)).await;
@@ -132,7 +136,7 @@ impl FolderGate {
     /// Opens what a layer in `folder` calls `name`.
     fn open_file(&self, folder: &Path, name: &Path) -> std::result::Result<DiskStorage, Denied> {
         let path = folder.join(name);
-        let flags = self.options.open_flags() | OFlags::RDONLY;
+        let flags = self.options.open_flags() | self.options.access();
         let Some(places) = &self.places else {
             if !std::fs::metadata(&path)?.is_file() {
                 return Err(not_a_file(&path));

@@ -94,13 +94,19 @@ impl Failure {
                 let reason = escape::terminal(reason.as_bytes());
                 match (persona, context) {
                     (Persona::Cowshed, _) => format!("{name}: {image}: {reason}"),
+                    (Persona::QemuIo, Context::Open) if image.is_empty() => {
+                        format!("{name}: can't open: {reason}")
+                    }
+                    (Persona::QemuIo, Context::Open) => {
+                        format!("{name}: can't open device {image}: {reason}")
+                    }
                     (Persona::QemuImg, Context::Open) => {
                         format!("{name}: Could not open '{image}': {reason}")
                     }
-                    (Persona::QemuImg, Context::Doing(doing)) if doing.is_empty() => {
+                    (_, Context::Doing(doing)) if doing.is_empty() => {
                         format!("{name}: {reason}")
                     }
-                    (Persona::QemuImg, Context::Doing(doing)) => {
+                    (_, Context::Doing(doing)) => {
                         format!("{name}: {doing}: {reason}")
                     }
                 }

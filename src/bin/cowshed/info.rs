@@ -328,7 +328,7 @@ fn has_bitmaps(opening: &Opening, location: &Path, header: Option<&Header>) -> b
     let trusted = header.is_some_and(|header| header.bitmaps().is_some());
     if has_some && !trusted {
         match opening.persona() {
-            Persona::QemuImg => warn(
+            Persona::QemuImg | Persona::QemuIo => warn(
                 "qemu-img: warning: a program lacking bitmap support modified this file, so all bitmaps are now \
                  considered inconsistent\nSome clusters may be leaked, run 'qemu-img check -r' on the image file to fix.",
             ),

@@ -10,8 +10,8 @@ use clap::ArgMatches;
 use cowshed::Error;
 use cowshed::format::HostOffset;
 use cowshed::image::{
-    Extents, Format, Gate as _, Identity, Image, LayerInfo, OpenOptions, Reference, References,
-    SnapshotSelector, Source, detect,
+    Extents, Format, Gate as _, Identity, Image, LayerInfo, OpenOptions, Opened, Reference,
+    References, SnapshotSelector, Source, WriteOptions, detect,
 };
 use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockError, LockMode, open_storage};
 use cowshed::storage::{Buf, Storage};
@@ -85,6 +85,14 @@ impl Opening {
         })
     }
 
+    /// Opens for writing: for what [`Image`]'s methods that change something need. Backing files are read all the same.
+    ///
+    /// The locks are those of QEMU: nobody else may write to the image, or to a raw one change its length.
+    pub(crate) fn writable(mut self, options: WriteOptions) -> Self {
+        self.options.write = Some(options);
+        self
+    }
+
     /// Who the command is.
     pub(crate) fn persona(&self) -> Persona {
         self.persona
@@ -134,10 +142,23 @@ impl Opening {
         snapshot: Option<SnapshotSelector>,
     ) -> Result<Result<DiskImage, Error>, Failure> {
         let source = self.source(name).await?;
+        Ok(self.opened(name, source, snapshot).await?.map(|opened| opened.image))
+    }
+
+    /// As [`Self::open`], of a file that [`Self::source`] has opened, and with the image's cleaner.
+    ///
+    /// # Errors
+    /// What the system says about the image's folder.
+    pub(crate) async fn opened(
+        &self,
+        name: &OsStr,
+        source: Source<DiskStorage>,
+        snapshot: Option<SnapshotSelector>,
+    ) -> Result<Result<Opened<DiskStorage>, Error>, Failure> {
         let gate = self.gate(name)?;
         let mut options = self.options.clone();
         options.snapshot = snapshot;
-        Ok(Image::open(source, &gate, options).await.map(|opened| opened.image))
+        Ok(Image::open(source, &gate, options).await)
     }
 
     /// Opens the file called `name`, and finds out its format unless it is given.
@@ -146,6 +167,10 @@ impl Opening {
     /// [`Failure::open`].
     pub(crate) async fn source(&self, name: &OsStr) -> Result<Source<DiskStorage>, Failure> {
         let failed = |error: io::Error| open_failure(name, &error, self.persona);
+        if self.force_share && self.options.write.is_some() {
+            let reason = "force-share=on can only be used with read-only images";
+            return Err(Failure::open(name, reason));
+        }
         let format = match self.format.as_deref() {
             Some("qcow2") => Format::Qcow2,
             Some("raw") => Format::Raw,
@@ -200,7 +225,7 @@ impl Opening {
         let failed = |error: io::Error| open_failure(name, &error, self.persona);
         let mut gate = match self.persona {
             Persona::Cowshed => FolderGate::new(name).map_err(failed)?,
-            Persona::QemuImg => FolderGate::plain_files(),
+            Persona::QemuImg | Persona::QemuIo => FolderGate::plain_files(),
         };
         for path in &self.allow {
             gate = gate.allow(path).map_err(|error| {
@@ -216,7 +241,8 @@ impl Opening {
     }
 
     fn file_options(&self, lock: LockMode) -> FileOptions {
-        FileOptions::new().direct(self.direct).lock(lock).block_device(true)
+        let writable = self.options.write.is_some();
+        FileOptions::new().direct(self.direct).lock(lock).block_device(true).writable(writable)
     }
 
     async fn probe(&self, name: &OsStr) -> io::Result<Format> {
@@ -275,11 +301,11 @@ pub(crate) fn open_failure(name: &OsStr, error: &io::Error, persona: Persona) ->
             format!("{text}; -U opens the image all the same")
         }
         (Persona::Cowshed, _) => text,
-        (Persona::QemuImg, io::ErrorKind::ResourceBusy) => text,
-        (Persona::QemuImg, io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => {
+        (_, io::ErrorKind::ResourceBusy) => text,
+        (_, io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => {
             format!("'file' driver requires '{}' to be a regular file", name.display())
         }
-        (Persona::QemuImg, _) => format!("Could not open '{}': {text}", name.display()),
+        (_, _) => format!("Could not open '{}': {text}", name.display()),
     };
     Failure::open(name, reason).with_hint(lock_hint(error, persona))
 }
@@ -287,7 +313,7 @@ pub(crate) fn open_failure(name: &OsStr, error: &io::Error, persona: Persona) ->
 /// What `qemu-img` asks on a second line if a file is locked.
 pub(crate) fn lock_hint(error: &io::Error, persona: Persona) -> Option<String> {
     let lock = error.get_ref().and_then(|error| error.downcast_ref::<LockError>())?;
-    (persona == Persona::QemuImg).then(|| lock.hint())
+    (persona != Persona::Cowshed).then(|| lock.hint())
 }
 
 /// An error of the engine in one line.

@@ -3,13 +3,15 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// Who the command is: itself, or a stand-in for QEMU's tool.
+/// Who the command is: itself, or a stand-in for one of QEMU's tools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Persona {
     /// Called as `cowshed`, or anything else.
     Cowshed,
     /// Called as `qemu-img`: its error texts, and images may name plain files anywhere.
     QemuImg,
+    /// Called as `qemu-io`: the verb `io`, with its error texts.
+    QemuIo,
 }
 
 impl Persona {
@@ -17,6 +19,7 @@ impl Persona {
     pub(crate) fn of(argv0: Option<&OsStr>) -> Self {
         match argv0.and_then(|path| Path::new(path).file_name()) {
             Some(name) if name == "qemu-img" => Self::QemuImg,
+            Some(name) if name == "qemu-io" => Self::QemuIo,
             _ => Self::Cowshed,
         }
     }
@@ -26,6 +29,7 @@ impl Persona {
         match self {
             Self::Cowshed => "cowshed",
             Self::QemuImg => "qemu-img",
+            Self::QemuIo => "qemu-io",
         }
     }
 
@@ -36,6 +40,9 @@ impl Persona {
             // Scripts look for this pattern and choose by the number what they may use.
             Self::QemuImg => {
                 concat!("qemu-img version 10.0.2 (cowshed ", env!("CARGO_PKG_VERSION"), ")")
+            }
+            Self::QemuIo => {
+                concat!("qemu-io version 10.0.2 (cowshed ", env!("CARGO_PKG_VERSION"), ")")
             }
         }
     }

@@ -171,7 +171,9 @@ impl Copy<'_> {
         if !self.quiet {
             let reason = open::reason(error);
             match self.persona {
-                Persona::QemuImg => warn(&format!("qemu-img: warning: {doing}: {reason}")),
+                Persona::QemuImg | Persona::QemuIo => {
+                    warn(&format!("qemu-img: warning: {doing}: {reason}"));
+                }
                 Persona::Cowshed => {
                     let name = crate::escape::path(std::path::Path::new(part.name));
                     warn(&format!("cowshed: {name}: {reason}; zeros are written instead"));

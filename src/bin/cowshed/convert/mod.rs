@@ -318,7 +318,7 @@ async fn open_snapshot(
     if opening.source(name).await?.format == Format::Raw {
         let reason = match persona {
             Persona::Cowshed => "a raw image has no snapshots",
-            Persona::QemuImg => {
+            Persona::QemuImg | Persona::QemuIo => {
                 "Block format 'raw' used by device '' does not support temporarily loading internal snapshots"
             }
         };
@@ -340,7 +340,7 @@ async fn open_snapshot(
     let missing = |shown: String| {
         let reason = match persona {
             Persona::Cowshed => shown,
-            Persona::QemuImg => "Can't find snapshot".to_owned(),
+            Persona::QemuImg | Persona::QemuIo => "Can't find snapshot".to_owned(),
         };
         Failure::image(name, "Failed to load snapshot", reason)
     };

@@ -72,8 +72,10 @@ impl Target {
             true => {
                 let doing = format!("{}: error while converting raw", name.display());
                 let reason = match (persona, error.kind()) {
-                    (Persona::QemuImg, io::ErrorKind::ResourceBusy) => open::io_reason(&error),
-                    (Persona::QemuImg, _) => {
+                    (Persona::QemuImg | Persona::QemuIo, io::ErrorKind::ResourceBusy) => {
+                        open::io_reason(&error)
+                    }
+                    (Persona::QemuImg | Persona::QemuIo, _) => {
                         format!(
                             "Could not create '{}': {}",
                             name.display(),
