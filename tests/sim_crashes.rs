@@ -13,7 +13,7 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use cowshed::sim::{Executor, Faults, Random, SimStorage, cut};
+use cowshed::sim::{Executor, Failure, Faults, Random, SimStorage, cut};
 use cowshed::storage::{Buf, Storage};
 use cowshed::timer::Timer;
 use futures::future::join_all;
@@ -461,6 +461,117 @@ fn lack_of_space_has_its_own_error_and_ends_when_space_is_back() {
             disk.set_faults(Faults::none());
             write(&disk, 5, 1, 1).await.unwrap();
             assert_eq!(read_tag(&disk, 5).await.unwrap(), 1);
+        })
+        .unwrap();
+}
+
+#[test]
+fn long_write_lands_in_steps_and_is_whole_when_it_returns() {
+    let mut seen = BTreeSet::new();
+    for_each_seed(50, |seed| {
+        let executor = Executor::new(seed);
+        let mut faults = Faults::none();
+        faults.split = 1000;
+        let disk = SimStorage::new(&executor, vec![0; 8 * SECTOR], faults);
+        executor
+            .run(async {
+                let look = async {
+                    for _ in 0..20 {
+                        seen.insert(tags(&disk)[2..6].to_vec());
+                        executor.clock().sleep(Duration::from_micros(50)).await;
+                    }
+                };
+                let writing = async {
+                    write(&disk, 1, 7, 6).await.unwrap();
+                    assert_eq!(tags(&disk), [0, 7, 7, 7, 7, 7, 7, 0]);
+                    Storage::flush(&disk).await.unwrap();
+                    assert_eq!(tags(&disk.crash_state()), [0, 7, 7, 7, 7, 7, 7, 0]);
+                };
+                futures::join!(look, writing);
+            })
+            .unwrap();
+    });
+    if std::env::var("COWSHED_SEED").is_err() {
+        assert!(seen.len() > 5, "{seen:?}");
+    }
+}
+
+#[test]
+fn named_request_fails_and_no_other() {
+    for number in 0..4 {
+        let executor = Executor::new(number);
+        let disk = SimStorage::new(&executor, vec![0; SECTOR], Faults::none());
+        disk.fail_request(number, Failure::Io);
+        executor
+            .run(async {
+                let failed = [
+                    write(&disk, 0, 1, 1).await.is_err(),
+                    Storage::flush(&disk).await.is_err(),
+                    Storage::set_len(&disk, 1024).await.is_err(),
+                    Storage::discard(&disk, 512, 512).await.is_err(),
+                ];
+                assert_eq!(failed, [0, 1, 2, 3].map(|at| at == number));
+            })
+            .unwrap();
+        assert_eq!(disk.requests(), 4);
+        assert_eq!(disk.flushes_failed(), u64::from(number == 1));
+    }
+}
+
+#[test]
+fn disk_is_no_longer_than_its_capacity() {
+    let executor = Executor::new(0);
+    let disk = SimStorage::new(&executor, vec![0; 2 * SECTOR], Faults::none());
+    disk.set_capacity(Some(1024));
+    executor
+        .run(async {
+            write(&disk, 1, 1, 1).await.unwrap();
+            let full = write(&disk, 1, 2, 2).await.unwrap_err();
+            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+            let full = Storage::set_len(&disk, 5000).await.unwrap_err();
+            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+            disk.set_capacity(None);
+            write(&disk, 1, 2, 2).await.unwrap();
+        })
+        .unwrap();
+}
+
+#[test]
+fn outcomes_of_a_power_loss_are_all_there_is() {
+    let executor = Executor::new(0);
+    let disk = SimStorage::new(&executor, vec![0; 3 * SECTOR], Faults::none());
+    executor
+        .run(async {
+            write(&disk, 0, 1, 2).await.unwrap();
+            write(&disk, 1, 2, 1).await.unwrap();
+            let mut writing = pin!(write(&disk, 2, 3, 1));
+            assert!(futures::poll!(writing.as_mut()).is_pending());
+            let all: BTreeSet<_> =
+                (0..disk.crash_outcomes()).map(|at| tags(&disk.crash_outcome(at))).collect();
+            let expected = (0..12).map(|at| vec![at % 2, at / 2 % 3, at / 6 * 3]);
+            assert_eq!(all, expected.collect());
+            writing.await.unwrap();
+        })
+        .unwrap();
+}
+
+#[test]
+fn failure_of_a_dropped_flush_is_told_by_the_next_one() {
+    let executor = Executor::new(1);
+    let mut faults = Faults::none();
+    (faults.flush_errors, faults.flush_losses) = (1000, 1000);
+    let disk = SimStorage::new(&executor, vec![0; SECTOR], faults);
+    executor
+        .run(async {
+            write(&disk, 0, 1, 1).await.unwrap();
+            {
+                let mut flush = pin!(Storage::flush(&disk));
+                assert!(futures::poll!(flush.as_mut()).is_pending());
+                executor.clock().sleep(Duration::from_secs(1)).await;
+                disk.set_faults(Faults::none());
+            }
+            Storage::flush(&disk).await.unwrap_err();
+            Storage::flush(&disk).await.unwrap();
         })
         .unwrap();
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use cowshed::sim::{Executor, Faults, SimStorage, cut};
 use cowshed::storage::{Buf, Storage};
 use cowshed::timer::Timer;
+use cowshed::workers::Workers;
 use support::seeds::for_each_seed;
 
 /// Lets other tasks run, once.
@@ -190,4 +191,52 @@ fn virtual_time_passes_in_order_and_costs_nothing() {
         assert!(executor.run(cut(clock.sleep(Duration::from_secs(1)), 1)).unwrap().is_none());
         assert!(!clock.advance(), "a dropped sleep leaves no timer behind");
     });
+}
+
+#[test]
+fn workers_run_every_job_later_and_in_any_order() {
+    let mut orders = BTreeSet::new();
+    for_each_seed(50, |seed| {
+        let executor = Executor::new(seed);
+        let workers = executor.workers();
+        let (done, ran) = std::sync::mpsc::channel();
+        for job in 0..3 {
+            let done = done.clone();
+            workers.execute(Box::new(move || done.send(job).unwrap()));
+        }
+        assert!(ran.try_recv().is_err(), "a job runs where the world goes on");
+        let a_while = async {
+            for _ in 0..100 {
+                executor.clock().sleep(Duration::from_secs(1)).await;
+            }
+        };
+        executor.run(a_while).unwrap();
+        orders.insert(ran.try_iter().collect::<Vec<i32>>());
+    });
+    assert!(orders.iter().all(|order| order.len() == 3), "{orders:?}");
+    if std::env::var("COWSHED_SEED").is_err() {
+        assert_eq!(orders.len(), 6);
+    }
+}
+
+#[test]
+fn run_can_be_stopped_between_any_two_steps() {
+    for steps in 1..20 {
+        let executor = Executor::new(5);
+        let mut left = steps;
+        let stopped = executor.run_until(
+            async {
+                loop {
+                    yield_now().await;
+                }
+            },
+            || {
+                left -= 1;
+                left == 0
+            },
+        );
+        assert_eq!(stopped, Ok(None));
+    }
+    let executor = Executor::new(5);
+    assert_eq!(executor.run_until(async { 3 }, || true), Ok(Some(3)));
 }

@@ -170,6 +170,29 @@ impl Disk {
         });
     }
 
+    /// How many outcomes a power loss can have.
+    pub(super) fn outcomes(&self) -> u64 {
+        let sectors = self.volatile.iter().filter_map(|sector| self.sectors.get(sector));
+        sectors.fold(self.len.count(), |all, sector| all.saturating_mul(sector.count()))
+    }
+
+    /// The outcome of a power loss with that number, below [`Self::outcomes`]; all of it durable.
+    pub(super) fn outcome(&self, number: u64) -> Self {
+        let mut left = self.clone();
+        let len = self.len.outcome(number % self.len.count());
+        let mut rest = number / self.len.count();
+        for sector in &self.volatile {
+            if let Some(versions) = left.sectors.get_mut(sector) {
+                let content = versions.outcome(rest % versions.count());
+                rest /= versions.count();
+                *versions = Versions::new(content);
+            }
+        }
+        left.volatile.clear();
+        left.cut(len);
+        left
+    }
+
     /// What is left after a power loss, all of it durable. `noted` hears which versions were chosen.
     pub(super) fn after_power_loss(
         &self,
@@ -192,16 +215,21 @@ impl Disk {
             }
         }
         left.volatile.clear();
+        left.cut(len);
+        left
+    }
+
+    /// Makes `len` the durable length of a disk of durable sectors.
+    fn cut(&mut self, len: u64) {
         // Nothing of what lies past the new end may come back when the disk grows.
         let end = self.base.len() as u64;
-        let end =
-            left.sectors.last_key_value().map_or(end, |(last, _)| end.max((last + 1) * SECTOR));
-        for part in left.parts_in_use(len, end.saturating_sub(len)) {
-            let content = left.zeroed(&part);
-            left.sectors.insert(part.sector, Versions::new(content));
+        let last = self.sectors.last_key_value();
+        let end = last.map_or(end, |(last, _)| end.max((last + 1) * SECTOR));
+        for part in self.parts_in_use(len, end.saturating_sub(len)) {
+            let content = self.zeroed(&part);
+            self.sectors.insert(part.sector, Versions::new(content));
         }
-        left.len = Versions::new(len);
-        left
+        self.len = Versions::new(len);
     }
 
     fn settle(&mut self, mut each: impl FnMut(&mut Versions<Content>)) {

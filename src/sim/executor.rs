@@ -18,6 +18,7 @@ use futures::future::LocalBoxFuture;
 use super::clock::Clock;
 use super::random::Random;
 use super::trace::{Decision, Trace};
+use super::workers::SimWorkers;
 use crate::sync::{Arc, Mutex};
 
 /// How many steps may go without progress: see [`Executor::steps_max`].
@@ -121,6 +122,23 @@ impl<'a> Executor<'a> {
     /// # Errors
     /// [`Stuck`], which names the seed, if nothing can go on or nothing gets on.
     pub fn run<T>(&self, future: impl Future<Output = T>) -> Result<T, Stuck> {
+        match self.run_until(future, || false)? {
+            Some(output) => Ok(output),
+            // Nobody stops it.
+            None => Err(self.stuck(Reason::Asleep)),
+        }
+    }
+
+    /// As [`Self::run`], and after each poll of a task asks `stop` whether to go on: `None` if it says stop, which drops
+    /// `future` where it is. A place to look at the world between any two steps, and to let its power go.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_until<T>(
+        &self,
+        future: impl Future<Output = T>,
+        mut stop: impl FnMut() -> bool,
+    ) -> Result<Option<T>, Stuck> {
         let mut future = pin!(future);
         let own = self.tasks.borrow_mut().new_id();
         let own_waker = self.waker(own);
@@ -144,9 +162,21 @@ impl<'a> Executor<'a> {
             } else if let Poll::Ready(output) =
                 future.as_mut().poll(&mut Context::from_waker(&own_waker))
             {
-                return Ok(output);
+                return Ok(Some(output));
+            }
+            if stop() {
+                return Ok(None);
             }
         }
+    }
+
+    /// Workers of this world: jobs become a task that runs them one by one, in any order, some time later.
+    #[must_use]
+    pub fn workers(&self) -> Arc<SimWorkers> {
+        let workers = Arc::new(SimWorkers::default());
+        let jobs = Arc::clone(&workers);
+        self.spawn(jobs.run(self.random(), self.clock())).detach();
+        workers
     }
 
     /// Takes one of the ready tasks.

@@ -6,8 +6,9 @@
 //! order. Some stall for [`Faults::stall`] of virtual time. The synchronous door answers now and then.
 //!
 //! **Landing.** A change (write, zeroing, discard, new length) lands at one moment between its request and its
-//! completion; from then on it is read. Until a flush has made it durable it is volatile. The length is no better off
-//! than a sector: it has a durable version and volatile ones, in order.
+//! completion; from then on it is read. Some writes ([`Faults::split`]) land in several steps, each a range of whole
+//! sectors at a moment of its own, in any order. Until a flush has made it durable a change is volatile. The length is
+//! no better off than a sector: it has a durable version and volatile ones, in order.
 //!
 //! **Flush** makes durable what was *completed before it was asked for*: whose future had returned. What was in flight
 //! then, or was asked for afterwards, is a coin toss, for each sector by itself. A later version that becomes durable
@@ -21,17 +22,22 @@
 //! may choose again. It touches no byte outside its range.
 //!
 //! **Errors.** A request fails with an I/O error, or, if it writes, with "no space left" ([`io::ErrorKind::StorageFull`]),
-//! once or for ever after ([`Faults::sticky`]). A change that fails has landed in any subset of its sectors, or not at
+//! once or for ever after ([`Faults::sticky`]), by chance or because it is the one that a test has named
+//! ([`SimStorage::fail_request`](super::SimStorage::fail_request)). What makes the disk longer than its capacity, if it has
+//! one, fails for want of space until there is more
+//! ([`SimStorage::set_capacity`](super::SimStorage::set_capacity)). A change that fails has landed in any subset of its sectors, or not at
 //! all, and no flush owes it anything. A flush that fails may leave everything as volatile as it was, to be flushed
 //! again; or it loses what it was to make durable, as Linux does: each sector goes back to what it was before, or can
-//! still be read, although no later flush will ever make it durable, and succeeds all the same.
+//! still be read, although no later flush will ever make it durable, and succeeds all the same. Only if nobody heard of
+//! the failure, because the future was dropped, the next flush fails too.
 //!
 //! **Power loss**, at any moment. Changes in flight land first, in any order and any subset of their sectors, or not.
 //! Then each sector keeps its durable version or any volatile one, independently of all others: a request is torn at
 //! multiples of 512 bytes, and no order between two sectors survives without a flush between them. So does the length.
 //! Bytes past the new length are gone. Sometimes everything volatile is lost, sometimes nothing.
 //!
-//! What it does not do: flip bits, tear a sector, mistake an address, or forget what it has made durable.
+//! What it does not do: flip bits, tear a sector or leave rubbish in it, mistake an address, or forget what it has made
+//! durable. An image whose tables are changed in place, as qcow2 has it, does not survive these.
 
 use std::io;
 use std::time::Duration;
@@ -46,6 +52,8 @@ pub struct Faults {
     pub latency_max: Duration,
     /// How often the synchronous door answers.
     pub at_hand: u32,
+    /// How often a write of several sectors lands in several steps.
+    pub split: u32,
     /// How often a request stalls, and
     pub stalls: u32,
     /// for how long.
@@ -75,6 +83,7 @@ impl Faults {
         Self {
             latency_max: Duration::from_millis(1),
             at_hand: 500,
+            split: 200,
             stalls: 0,
             stall: Duration::from_secs(30),
             read_errors: 0,
@@ -102,6 +111,7 @@ impl Faults {
         };
         Self {
             at_hand: some(1000),
+            split: some(1000),
             stalls: some(20),
             read_errors: some(50),
             write_errors: some(50),
@@ -130,16 +140,16 @@ pub(super) enum Operation {
 
 /// How a request goes wrong. The numbers are part of the trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub enum Failure {
     /// An I/O error.
     Io = 1,
     /// No space left.
     NoSpace = 2,
-    /// An I/O error of a flush that loses what it should have made durable.
+    /// An I/O error; of a flush, one that loses what it should have made durable.
     Losing = 3,
 }
 
-impl Fault {
+impl Failure {
     pub(super) fn error(self, operation: Operation) -> io::Error {
         match self {
             Self::Io | Self::Losing => {
@@ -157,7 +167,7 @@ impl Fault {
 #[derive(Debug)]
 pub(super) struct Plan {
     faults: Faults,
-    sticky: Vec<(Operation, Fault)>,
+    sticky: Vec<(Operation, Failure)>,
 }
 
 impl Plan {
@@ -179,8 +189,13 @@ impl Plan {
         random.chance(self.faults.at_hand)
     }
 
+    /// Whether the next write lands in several steps.
+    pub(super) fn is_split(&self, random: &mut Random) -> bool {
+        random.chance(self.faults.split)
+    }
+
     /// How the next request goes wrong, if it does.
-    pub(super) fn fault(&mut self, operation: Operation, random: &mut Random) -> Option<Fault> {
+    pub(super) fn fault(&mut self, operation: Operation, random: &mut Random) -> Option<Failure> {
         if let Some(&(_, fault)) = self.sticky.iter().find(|(of, _)| *of == operation) {
             return Some(fault);
         }
@@ -194,12 +209,12 @@ impl Plan {
         };
         let fault = if random.chance(errors) {
             if operation == Operation::Flush && random.chance(self.faults.flush_losses) {
-                Fault::Losing
+                Failure::Losing
             } else {
-                Fault::Io
+                Failure::Io
             }
         } else if random.chance(no_space) {
-            Fault::NoSpace
+            Failure::NoSpace
         } else {
             return None;
         };

@@ -1,9 +1,10 @@
 //! The simulator: a world in which one seed decides everything, to find what only bad luck would.
 //!
-//! The engine's effects come in through `Storage`, `Timer` and the executor that polls. Here are their twins:
+//! The engine's effects come in through `Storage`, `Timer`, `Workers` and the executor that polls. Here are their twins:
 //!
 //! - [`Executor`] runs futures on one thread and chooses by the seed which of the ready tasks is polled next;
 //! - [`Clock`] tells virtual time, which passes when nothing else can happen;
+//! - [`SimWorkers`] run jobs some time later, in any order;
 //! - [`SimStorage`] knows what is durable and what is not, takes its time, fails as its [`Faults`] say, and loses power
 //!   when told to. What it may do is written at the head of `fault.rs`, with [`Faults`].
 //!
@@ -36,15 +37,19 @@ mod cut;
 mod disk;
 mod executor;
 mod fault;
+mod power;
 mod random;
+mod state;
 mod storage;
 mod trace;
 mod versions;
+mod workers;
 
 pub use clock::{Clock, Sleep};
 pub use cut::cut;
 pub use executor::{Executor, Progress, Stuck, Task};
-pub use fault::Faults;
+pub use fault::{Failure, Faults};
 pub use random::Random;
 pub use storage::SimStorage;
 pub use trace::Trace;
+pub use workers::SimWorkers;

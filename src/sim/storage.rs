@@ -6,7 +6,7 @@
 //!
 //! Locks: the storage's state, then those of the clock and the trace, which are leaves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -14,8 +14,9 @@ use std::time::Duration;
 use super::clock::Clock;
 use super::disk::Disk;
 use super::executor::Executor;
-use super::fault::{Fault, Faults, Operation, Plan};
+use super::fault::{Failure, Faults, Operation, Plan};
 use super::random::Random;
+use super::state::{Change, InFlight, State};
 use super::trace::{Decision, Trace};
 use crate::storage::{Buf, SendStorage, StorageExtent, StorageExtentKind};
 use crate::sync::{Arc, Mutex, MutexGuard};
@@ -30,40 +31,7 @@ const LEN_MAX: u64 = 1 << 40;
 pub struct SimStorage {
     state: Arc<Mutex<State>>,
     clock: Clock,
-    trace: Trace,
-}
-
-struct State {
-    disk: Disk,
-    random: Random,
-    plan: Plan,
-    powered: bool,
-    /// Numbers requests, and landings and the dropping of futures, in the order in which they happen.
-    last_number: u64,
-    /// By request. What has landed stays until its future has heard of it.
-    in_flight: BTreeMap<u64, InFlight>,
-    /// Changes, by landing, which no flush owes anything, as nobody has been told that they are complete; with the
-    /// number of the moment when it became clear that nobody ever will be.
-    unacknowledged: BTreeMap<u64, Option<u64>>,
-}
-
-struct InFlight {
-    operation: Operation,
-    change: Change,
-    due: Duration,
-    fault: Option<Fault>,
-    /// The landing.
-    landed: Option<u64>,
-    /// When the future was dropped.
-    dropped: Option<u64>,
-}
-
-enum Change {
-    Write { offset: u64, bytes: Vec<u8> },
-    Zero { offset: u64, len: u64 },
-    Discard { offset: u64, len: u64 },
-    SetLen { len: u64 },
-    Flush { asked: u64, unacknowledged: BTreeSet<u64> },
+    pub(super) trace: Trace,
 }
 
 impl SimStorage {
@@ -87,6 +55,11 @@ impl SimStorage {
             last_number: 0,
             in_flight: BTreeMap::new(),
             unacknowledged: BTreeMap::new(),
+            requests: 0,
+            named: None,
+            capacity: LEN_MAX,
+            flushes_failed: 0,
+            unheard: false,
         };
         Self { state: Arc::new(Mutex::new(state)), clock, trace }
     }
@@ -96,38 +69,27 @@ impl SimStorage {
         self.state.lock().plan = Plan::new(faults);
     }
 
-    /// The power goes. What is left of the disk comes back as a storage without faults; this one fails every request from
-    /// now on, those in flight included.
-    #[must_use]
-    pub fn crash(&self) -> Self {
-        let left = self.crash_state();
-        self.state.lock().powered = false;
-        left
+    /// Makes one request fail: the one with that number, from the beginning of this storage, the first being 0. What reads
+    /// through the synchronous door counts too.
+    pub fn fail_request(&self, number: u64, failure: Failure) {
+        self.state.lock().named = Some((number, failure));
     }
 
-    /// What would be left if the power went now, as a storage without faults. This one goes on, and may be asked again:
-    /// one moment has many outcomes.
+    /// How many requests there were, those through the synchronous door included.
     #[must_use]
-    pub fn crash_state(&self) -> Self {
-        let mut state = self.settled();
-        let mut random = state.random.fork();
-        let mut disk = state.disk.clone();
-        let mut waiting: Vec<&InFlight> =
-            state.in_flight.values().filter(|it| it.landed.is_none()).collect();
-        let mut number = state.last_number;
-        while !waiting.is_empty() {
-            let request = waiting.swap_remove(random.index(waiting.len()));
-            number += 1;
-            if random.toss() {
-                request.change.apply(&mut disk, number, &mut random, Fate::Torn);
-            }
-        }
-        drop(waiting);
-        let left = disk.after_power_loss(&mut random, |sector, version| {
-            self.trace.add(Decision::Crash, &[sector, version as u64]);
-        });
-        drop(state);
-        Self::with(left, random, Faults::none(), self.clock.clone(), self.trace.clone())
+    pub fn requests(&self) -> u64 {
+        self.state.lock().requests
+    }
+
+    /// How many flushes have failed: what was written before the last of them may be lost.
+    #[must_use]
+    pub fn flushes_failed(&self) -> u64 {
+        self.state.lock().flushes_failed
+    }
+
+    /// Sets how long the disk can become, in bytes; `None` for as long as it likes.
+    pub fn set_capacity(&self, len: Option<u64>) {
+        self.state.lock().capacity = len.unwrap_or(LEN_MAX);
     }
 
     /// What reading the whole disk gives now.
@@ -139,8 +101,13 @@ impl SimStorage {
         bytes
     }
 
+    /// What is left of this one, in the same world.
+    pub(super) fn left(&self, disk: Disk, random: Random) -> Self {
+        Self::with(disk, random, Faults::none(), self.clock.clone(), self.trace.clone())
+    }
+
     /// The state, after everything has landed that is due.
-    fn settled(&self) -> MutexGuard<'_, State> {
+    pub(super) fn settled(&self) -> MutexGuard<'_, State> {
         let now = self.clock.now();
         let mut state = self.state.lock();
         state.settle(now, &self.trace);
@@ -154,7 +121,7 @@ impl SimStorage {
         operation: Operation,
         offset: u64,
         len: u64,
-    ) -> io::Result<(Duration, Option<Fault>)> {
+    ) -> io::Result<(Duration, Option<Failure>)> {
         if !state.powered {
             return Err(no_power());
         }
@@ -163,7 +130,22 @@ impl SimStorage {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
         }
         let latency = state.plan.latency(&mut state.random);
-        let fault = state.plan.fault(operation, &mut state.random);
+        let mut fault = state.plan.fault(operation, &mut state.random);
+        if let Some((_, failure)) = state.named.filter(|&(number, _)| number == state.requests) {
+            fault = Some(failure);
+        }
+        state.requests += 1;
+        if operation == Operation::Flush && std::mem::take(&mut state.unheard) {
+            fault = fault.or(Some(Failure::Io));
+        }
+        let grows = matches!(operation, Operation::Write | Operation::Zero | Operation::SetLen);
+        let end = offset.saturating_add(len);
+        if fault.is_none() && grows && end > state.capacity.max(state.disk.len()) {
+            fault = Some(Failure::NoSpace);
+        }
+        if operation == Operation::Flush && fault.is_some() {
+            state.flushes_failed += 1;
+        }
         let due = self.clock.now().saturating_add(latency);
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         let fate = fault.map_or(0, |fault| fault as u64);
@@ -184,106 +166,14 @@ impl SimStorage {
             let (due, fault) = self.begin(&mut state, operation, offset, len)?;
             let id = state.new_number();
             let change = change(&state, id);
-            let request = InFlight { operation, change, due, fault, landed: None, dropped: None };
+            let steps = state.steps(change, self.clock.now(), due);
+            let request = InFlight { operation, steps, fault, landed: Vec::new(), dropped: None };
             state.in_flight.insert(id, request);
             (due, Request { storage: self, id, done: false })
         };
         // Cancel: the request is told by its drop, and what it says happens.
         self.clock.sleep_until(due).await;
         request.acknowledge()
-    }
-}
-
-impl State {
-    fn new_number(&mut self) -> u64 {
-        self.last_number += 1;
-        self.last_number
-    }
-
-    /// Lets everything land that is due, in the order of time.
-    fn settle(&mut self, now: Duration, trace: &Trace) {
-        while let Some(id) = self.powered.then(|| self.next_due(now)).flatten() {
-            self.land(id, Fate::Whole, trace);
-        }
-    }
-
-    fn next_due(&self, now: Duration) -> Option<u64> {
-        let due = self.in_flight.iter().filter(|(_, it)| it.landed.is_none() && it.due <= now);
-        due.min_by_key(|(id, it)| (it.due, **id)).map(|(&id, _)| id)
-    }
-
-    fn land(&mut self, id: u64, fate: Fate, trace: &Trace) {
-        let Some(mut request) = self.in_flight.remove(&id) else { return };
-        let number = self.new_number();
-        trace.add(Decision::Landing, &[id, number]);
-        if let Change::Flush { asked, unacknowledged } = &request.change {
-            self.land_flush(*asked, unacknowledged, request.fault, trace);
-        } else {
-            let fate = if request.fault.is_some() { Fate::Torn } else { fate };
-            request.change.apply(&mut self.disk, number, &mut self.random, fate);
-            // One that failed is told so, and never that it is complete.
-            let hopeless = request.dropped.or(request.fault.map(|_| number));
-            self.unacknowledged.insert(number, hopeless);
-        }
-        if request.dropped.is_none() {
-            request.landed = Some(number);
-            self.in_flight.insert(id, request);
-        }
-    }
-
-    fn land_flush(
-        &mut self,
-        asked: u64,
-        unacknowledged: &BTreeSet<u64>,
-        fault: Option<Fault>,
-        trace: &Trace,
-    ) {
-        let covered = |change: u64| change < asked && !unacknowledged.contains(&change);
-        match fault {
-            None => {}
-            Some(Fault::Losing) => return self.disk.lose(&covered, &mut self.random),
-            Some(Fault::Io | Fault::NoSpace) => return,
-        }
-        // It decides on what was dropped before it was asked for.
-        let before = |dropped: Option<u64>| dropped.is_some_and(|dropped| dropped < asked);
-        let dropped = self.in_flight.iter().filter(|(_, it)| before(it.dropped));
-        let mut dropped: Vec<u64> = dropped.map(|(&id, _)| id).collect();
-        while !dropped.is_empty() {
-            let id = dropped.swap_remove(self.random.index(dropped.len()));
-            match self.random.below(3) {
-                0 => self.land(id, Fate::Whole, trace),
-                1 => self.land(id, Fate::Torn, trace),
-                _ => drop(self.in_flight.remove(&id)),
-            }
-        }
-        self.disk.flush(&covered, &mut self.random);
-        self.unacknowledged.retain(|_, &mut hopeless| !before(hopeless));
-    }
-}
-
-/// Whether a change takes effect in all its sectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Whole,
-    Torn,
-}
-
-impl Change {
-    fn apply(&self, disk: &mut Disk, number: u64, random: &mut Random, fate: Fate) {
-        let torn = fate == Fate::Torn;
-        match self {
-            Self::Write { offset, bytes } => {
-                disk.write(number, *offset, bytes, torn.then_some(random));
-            }
-            Self::Zero { offset, len } => disk.zero(number, *offset, *len, torn.then_some(random)),
-            Self::Discard { offset, len } => disk.discard(number, *offset, *len, random, torn),
-            Self::SetLen { len } => {
-                if !torn || random.toss() {
-                    disk.set_len(number, *len);
-                }
-            }
-            Self::Flush { .. } => {}
-        }
     }
 }
 
@@ -305,7 +195,7 @@ impl Request<'_> {
         if let Some(fault) = request.fault {
             return Err(fault.error(request.operation));
         }
-        if let Some(landed) = request.landed {
+        for landed in request.landed {
             state.unacknowledged.remove(&landed);
         }
         Ok(())
@@ -322,28 +212,31 @@ impl Drop for Request<'_> {
         let number = state.new_number();
         self.storage.trace.add(Decision::Abandoned, &[self.id, number]);
         let Some(mut request) = state.in_flight.remove(&self.id) else { return };
-        match request.landed {
-            Some(landed) => {
-                if let Some(hopeless) = state.unacknowledged.get_mut(&landed) {
-                    hopeless.get_or_insert(number);
-                }
-            }
-            // A dropped flush promises nothing, and a power loss may keep what it would have kept.
-            None if matches!(request.change, Change::Flush { .. }) => {}
-            None => {
-                // At a time of its own, or when a flush says so.
-                request.due = match state.random.below(3) {
-                    0 => Duration::MAX,
-                    1 => request.due,
-                    _ => {
-                        let wait = state.plan.latency(&mut state.random);
-                        request.due.saturating_add(wait)
-                    }
-                };
-                request.dropped = Some(number);
-                state.in_flight.insert(self.id, request);
+        for landed in &request.landed {
+            if let Some(hopeless) = state.unacknowledged.get_mut(landed) {
+                hopeless.get_or_insert(number);
             }
         }
+        if request.operation == Operation::Flush && request.steps.is_empty() {
+            state.unheard |= request.fault.is_some();
+        }
+        // A dropped flush promises nothing, and a power loss may keep what it would have kept.
+        if request.steps.is_empty() || request.operation == Operation::Flush {
+            return;
+        }
+        for step in &mut request.steps {
+            // At a time of its own, or when a flush says so.
+            step.due = match state.random.below(3) {
+                0 => Duration::MAX,
+                1 => step.due,
+                _ => {
+                    let wait = state.plan.latency(&mut state.random);
+                    step.due.saturating_add(wait)
+                }
+            };
+        }
+        request.dropped = Some(number);
+        state.in_flight.insert(self.id, request);
     }
 }
 

@@ -75,6 +75,18 @@ impl<T: Clone> Versions<T> {
         self.volatile.retain(|version| !covered(version.change));
     }
 
+    /// How many outcomes a power loss can have.
+    pub(super) fn count(&self) -> u64 {
+        self.volatile.len() as u64 + 1
+    }
+
+    /// The outcome with that number, below [`Self::count`]: 0 is the durable version.
+    pub(super) fn outcome(&self, number: u64) -> T {
+        let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
+        let volatile = index.and_then(|index| self.volatile.get(index));
+        volatile.map_or(&self.durable, |version| &version.value).clone()
+    }
+
     /// What is left after a power loss, and which version that is: 0 for the durable one.
     pub(super) fn after(&self, loss: Loss, random: &mut Random) -> (T, usize) {
         let index = match loss {
