@@ -97,6 +97,38 @@ async fn written_bytes_are_read_back(storage: impl Storage) {
     assert_eq!(read(&storage, u, u as u64 * 3).await.unwrap(), bytes[u * 3..u * 4]);
 }
 
+/// Writes through the synchronous door, or through the other if it is shut; says whether it was open.
+async fn write_at_once(storage: &impl Storage, bytes: &[u8], offset: u64) -> io::Result<bool> {
+    match storage.try_write_at(bytes, offset) {
+        Some(result) => result.map(|()| true),
+        None => write(storage, bytes, offset).await.map(|()| false),
+    }
+}
+
+async fn both_doors_write_the_same(storage: impl Storage) {
+    let u = unit(&storage);
+    let bytes = pattern(u * 5, 1);
+    write_at_once(&storage, &bytes, 0).await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), bytes.len() as u64, "it extends");
+    assert_eq!(read(&storage, bytes.len(), 0).await.unwrap(), bytes);
+    write_at_once(&storage, &pattern(u, 9), u as u64 * 2).await.unwrap();
+    let mut expected = bytes.clone();
+    expected[u * 2..u * 3].copy_from_slice(&pattern(u, 9));
+    // With a gap.
+    write_at_once(&storage, &pattern(u, 10), u as u64 * 7).await.unwrap();
+    expected.resize(u * 7, 0);
+    expected.extend_from_slice(&pattern(u, 10));
+    assert_eq!(read(&storage, expected.len(), 0).await.unwrap(), expected);
+    if let Some(result) = storage.try_write_at(&[], u as u64 * 100) {
+        result.unwrap();
+    }
+    storage.flush().await.unwrap();
+    assert_eq!(storage.len().await.unwrap(), expected.len() as u64);
+    let far = (u64::MAX / u as u64 - 1) * u as u64;
+    assert!(write_at_once(&storage, &pattern(u, 12), far).await.is_err());
+    assert_eq!(storage.len().await.unwrap(), expected.len() as u64);
+}
+
 async fn bytes_past_the_end_are_zeros(storage: impl Storage) {
     let u = unit(&storage);
     let bytes = pattern(u, 2);
@@ -260,7 +292,10 @@ async fn random_requests_agree_with_the_model(storage: impl Storage) {
         let what = random.below(100);
         if what < 40 {
             let bytes = pattern(len as usize, step as u8);
-            write(&storage, &bytes, offset).await.unwrap();
+            match step % 2 {
+                0 => write(&storage, &bytes, offset).await.unwrap(),
+                _ => drop(write_at_once(&storage, &bytes, offset).await.unwrap()),
+            }
             model.resize(model.len().max(to), 0);
             model[from..to].copy_from_slice(&bytes);
         } else if what < 50 {
@@ -295,6 +330,7 @@ macro_rules! contract {
         contract!(@ $name, $make, $block_on,
             empty_storage_reads_as_zeros
             written_bytes_are_read_back
+            both_doors_write_the_same
             bytes_past_the_end_are_zeros
             end_within_a_unit_is_where_zeros_begin
             write_past_the_end_leaves_a_gap_of_zeros
@@ -430,6 +466,33 @@ mod files {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn cached_file_is_written_at_once_and_direct_one_never() {
+        let cached = file(&FileOptions::new()).storage;
+        let direct = file(&FileOptions::new().direct(true)).storage;
+        let whole = pattern(1 << 20, 1);
+        let at_once = |storage, bytes: &[u8], at| Storage::try_write_at(storage, bytes, at);
+        assert!(at_once(&direct, &whole, 0).is_none());
+        assert!(at_once(&cached, &whole, 0).is_none(), "an executor's thread is not held up");
+        // In `block_on` there is no one else on this thread.
+        cowshed::rt::block_on(async { at_once(&cached, &whole, 0) }).unwrap().unwrap();
+        // Within a block that is cached.
+        at_once(&cached, b"within", 4100).unwrap().unwrap();
+        let mut expected = whole;
+        expected[4100..4106].copy_from_slice(b"within");
+        let mut found = vec![0; 1 << 20];
+        Storage::try_read_at(&cached, &mut found, 0).unwrap().unwrap();
+        assert!(found == expected);
+        // A part of a block that is not: someone must read the rest.
+        block_on(Storage::flush(&cached)).unwrap();
+        rustix::fs::fadvise(cached.file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert!(at_once(&cached, b"within", 4100).is_none());
+        at_once(&cached, &pattern(4096, 3), 4096).unwrap().unwrap();
+        expected[4096..8192].copy_from_slice(&pattern(4096, 3));
+        assert!(block_on(read(&cached, 1 << 20, 0)).unwrap() == expected);
+    }
+
+    #[test]
     fn discarded_and_zeroed_ranges_give_up_or_keep_their_space() {
         use std::os::unix::fs::MetadataExt;
         let Subject { storage, _keep } = file(&FileOptions::new());
@@ -461,6 +524,8 @@ mod files {
         block_on(async {
             let denied = io::ErrorKind::PermissionDenied;
             assert_eq!(write(&storage, b"x", 0).await.unwrap_err().kind(), denied);
+            let at_once = Storage::try_write_at(&storage, b"x", 0).unwrap();
+            assert_eq!(at_once.unwrap_err().kind(), denied);
             assert_eq!(storage.write_zeroes(0, 1).await.unwrap_err().kind(), denied);
             assert_eq!(storage.discard(0, 1).await.unwrap_err().kind(), denied);
             assert_eq!(storage.set_len(0).await.unwrap_err().kind(), denied);
@@ -500,6 +565,25 @@ mod files {
         assert_eq!(one, two);
         assert_ne!(one, other);
     }
+}
+
+#[test]
+fn memory_does_not_grow_past_its_bound() {
+    let storage = MemoryStorage::new(b"here".to_vec());
+    let too_large = io::ErrorKind::FileTooLarge;
+    for offset in [MemoryStorage::LEN_MAX - 3, 1 << 40, u64::MAX - 8, u64::MAX] {
+        let error = block_on(write(&storage, b"away", offset)).unwrap_err();
+        assert_eq!(error.kind(), too_large, "{offset:#x}");
+        let error = Storage::try_write_at(&storage, b"away", offset).unwrap().unwrap_err();
+        assert_eq!(error.kind(), too_large, "{offset:#x}");
+        let error = block_on(Storage::write_zeroes(&storage, offset, 4)).unwrap_err();
+        assert_eq!(error.kind(), too_large, "{offset:#x}");
+        if offset > MemoryStorage::LEN_MAX {
+            let error = block_on(Storage::set_len(&storage, offset)).unwrap_err();
+            assert_eq!(error.kind(), too_large, "{offset:#x}");
+        }
+    }
+    assert_eq!(storage.into_vec(), b"here");
 }
 
 /// The rule that lets generic code spawn: the futures of a `SendStorage` are `Send`, through every wrapper.
@@ -560,5 +644,7 @@ fn storage_for_one_thread_needs_no_send() {
         assert_eq!(read(&storage, 6, 0).await.unwrap(), b"here\0\0");
         let mut bytes = [0; 4];
         assert!(storage.try_read_at(&mut bytes, 0).is_none(), "the default door is shut");
+        assert!(storage.try_write_at(b"gone", 0).is_none(), "the default door is shut");
+        assert_eq!(read(&storage, 4, 0).await.unwrap(), b"here");
     });
 }

@@ -1,5 +1,6 @@
 //! Running a future on the thread that asks, and serving that thread's io_uring while it waits.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 #[cfg(all(target_os = "linux", feature = "uring"))]
-use super::rings::{Driving, Local};
+use super::rings::Local;
 
 /// Runs a future on this thread until it completes.
 ///
@@ -22,13 +23,48 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let parker = Arc::new(Parker::new());
     let waker = Waker::from(Arc::clone(&parker));
     let mut context = Context::from_waker(&waker);
-    #[cfg(all(target_os = "linux", feature = "uring"))]
     let _driving = Driving::begin();
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return output;
         }
         parker.wait();
+    }
+}
+
+thread_local! {
+    /// How many `block_on` this thread is in.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether this thread is in [`block_on`]: it waits for the caller's future and for nothing else.
+#[cfg(all(unix, feature = "file"))]
+pub(super) fn is_driving() -> bool {
+    DEPTH.try_with(|depth| depth.get() > 0).unwrap_or(false)
+}
+
+/// While it lives, this thread is in `block_on`.
+struct Driving;
+
+impl Driving {
+    fn begin() -> Self {
+        DEPTH.with(|depth| depth.set(depth.get() + 1));
+        Self
+    }
+}
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        let depth = DEPTH.with(|depth| {
+            depth.set(depth.get() - 1);
+            depth.get()
+        });
+        #[cfg(all(target_os = "linux", feature = "uring"))]
+        if depth == 0 {
+            super::rings::leave();
+        }
+        #[cfg(not(all(target_os = "linux", feature = "uring")))]
+        let _ = depth;
     }
 }
 

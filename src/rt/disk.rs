@@ -155,4 +155,8 @@ impl SendStorage for DiskStorage {
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
         pass!(self, storage => SendStorage::try_read_at(storage, buf, offset))
     }
+
+    fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>> {
+        pass!(self, storage => SendStorage::try_write_at(storage, data, offset))
+    }
 }

@@ -1,7 +1,7 @@
 //! A file or block device as storage, on any executor.
 //!
-//! What is in the page cache is read where it is asked for, without waiting; the rest goes through the `blocking`
-//! crate's pool of threads. Requests own their buffers, so a dropped future leaves at most a thread that finishes what
+//! What is in the page cache is read where it is asked for, without waiting, and what the page cache takes is written
+//! there; the rest goes through the `blocking` crate's pool of threads. Requests own their buffers, so a dropped future leaves at most a thread that finishes what
 //! it began; a flush waits for the changes among those.
 
 use std::fs::{File, OpenOptions};
@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use blocking::{Task, unblock};
 use rustix::fs::OFlags;
 
+use super::at_once::WritesAtOnce;
 use super::lock::{self, LockMode};
 use super::posix::{self, AtOnce};
 use crate::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
@@ -111,6 +112,7 @@ struct Inner {
     identity: (u64, u64),
     /// Reads can be answered from the page cache. Cleared for good when the file system says it cannot.
     at_once: AtomicBool,
+    writes_at_once: WritesAtOnce,
     /// Discards do something. Cleared for good when the file system says it cannot.
     discards: AtomicBool,
     /// Changes that were dropped while a thread was at them, since the last flush.
@@ -178,6 +180,7 @@ impl FileStorage {
             // Devices take less, but a buffer that lies across pages costs them a tenth more.
             limits.memory_alignment = memory.max(4096);
         }
+        let writes_at_once = WritesAtOnce::new(&file, options.writable, options.direct)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 file,
@@ -186,6 +189,7 @@ impl FileStorage {
                 limits,
                 identity: (metadata.dev(), metadata.ino()),
                 at_once: AtomicBool::new(!options.direct),
+                writes_at_once,
                 discards: AtomicBool::new(true),
                 dropped: Mutex::default(),
                 settling: async_lock::Mutex::default(),
@@ -365,6 +369,13 @@ impl SendStorage for FileStorage {
             }
             Err(error) => Some(Err(error)),
         }
+    }
+
+    fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>> {
+        if let Err(error) = self.check_writable() {
+            return Some(Err(error));
+        }
+        self.inner.writes_at_once.try_write_at(&self.inner.file, data, offset)
     }
 }
 

@@ -4,6 +4,8 @@
 //! [`timer`](crate::timer) and [`workers`](crate::workers). Only the gate and the calls that open an image and run its
 //! cleaner know the engine, by its public items. This module must not know the cache or the engine's insides.
 
+#[cfg(all(unix, feature = "file"))]
+mod at_once;
 #[cfg(all(target_family = "wasm", feature = "browser"))]
 mod blob;
 #[cfg(not(target_family = "wasm"))]

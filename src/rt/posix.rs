@@ -1,6 +1,6 @@
 //! What a file can do while a thread waits for it: whole reads and writes at offsets, holes, zeroed ranges.
 //!
-//! Everything here blocks but [`try_read_at`]. Offsets are the storage's; what the kernel cannot express (it counts in
+//! Everything here blocks but [`try_read_at`], [`is_cached`] and [`is_local`]. Offsets are the storage's; what the kernel cannot express (it counts in
 //! `i64`) is past the end of any file. What only Linux has stands beside what every Unix has.
 
 use std::fs::File;
@@ -131,7 +131,7 @@ pub(super) fn len_bytes(file: &File) -> io::Result<u64> {
     Ok(metadata.len())
 }
 
-pub(super) use sys::{direct_alignment, try_read_at};
+pub(super) use sys::{direct_alignment, is_cached, is_local, try_read_at};
 
 /// What [`try_read_at`] found.
 pub(super) enum AtOnce {
@@ -149,7 +149,9 @@ mod sys {
     use std::io::{self, IoSliceMut};
     use std::os::unix::fs::FileTypeExt;
 
-    use rustix::fs::{AtFlags, FallocateFlags, SeekFrom, StatxFlags, fallocate, seek, statx};
+    use rustix::fs::{
+        AtFlags, FallocateFlags, SeekFrom, StatxFlags, fallocate, fstatfs, seek, statx,
+    };
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
     use super::{AtOnce, OFFSET_MAX};
@@ -194,6 +196,32 @@ mod sys {
         }
         buf[done..].fill(0);
         Ok(AtOnce::Read)
+    }
+
+    /// Whether the page that holds the byte at `offset` is cached, or past the end, or of a file system that keeps
+    /// nothing elsewhere.
+    pub(in crate::rt) fn is_cached(file: &File, offset: u64) -> bool {
+        let mut byte = [0];
+        let read = preadv2(file, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
+        !matches!(read, Err(Errno::AGAIN | Errno::INTR))
+    }
+
+    /// Whether the file lies on a file system that this kernel runs by itself.
+    pub(in crate::rt) fn is_local(file: &File) -> bool {
+        /// The magic numbers of bcachefs, btrfs, ext2 to ext4, f2fs, overlayfs, tmpfs (and devices' files), XFS, ZFS.
+        const LOCAL: [u32; 8] = [
+            0xca45_1a4e,
+            0x9123_683e,
+            0xef53,
+            0xf2f5_2010,
+            0x794c_7630,
+            0x0102_1994,
+            0x5846_5342,
+            0x2fc1_2fc1,
+        ];
+        // OK to cast: the numbers have 32 bits, in a field that is wider on some machines.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        fstatfs(file).is_ok_and(|found| LOCAL.contains(&(found.f_type as u32)))
     }
 
     pub(super) fn zero_range(file: &File, offset: u64, len: u64) -> io::Result<bool> {
@@ -299,6 +327,16 @@ mod sys {
         _offset: u64,
     ) -> io::Result<AtOnce> {
         Ok(AtOnce::Never)
+    }
+
+    /// Never asked: nothing is local.
+    pub(in crate::rt) fn is_cached(_file: &File, _offset: u64) -> bool {
+        false
+    }
+
+    /// What file system it is, is not looked at here.
+    pub(in crate::rt) fn is_local(_file: &File) -> bool {
+        false
     }
 
     pub(super) fn zero_range(_file: &File, _offset: u64, _len: u64) -> io::Result<bool> {

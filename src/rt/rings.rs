@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::block_on::is_driving;
 use super::ring::{Request, Ring};
 
 /// A request waits in a thread's own queue for the end of the poll, unless so many do, or none is in flight.
@@ -47,8 +48,6 @@ pub(super) fn submit(request: Request) -> Result<(), Request> {
 // ---- A thread's own ring
 
 thread_local! {
-    /// How many `block_on` this thread is in.
-    static DEPTH: Cell<usize> = const { Cell::new(0) };
     static LOCAL: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }
 
@@ -110,7 +109,7 @@ impl Local {
 
     /// The thread's ring, made when it is first asked for; `None` outside of `block_on` and without io_uring.
     fn of_this_thread() -> Option<Rc<Self>> {
-        if DEPTH.try_with(Cell::get).ok()? == 0 {
+        if !is_driving() {
             return None;
         }
         let of_this_thread = LOCAL.try_with(|local| {
@@ -131,28 +130,11 @@ impl Local {
     }
 }
 
-/// While it lives, this thread serves its own ring.
-pub(super) struct Driving;
-
-impl Driving {
-    pub(super) fn begin() -> Self {
-        DEPTH.with(|depth| depth.set(depth.get() + 1));
-        Self
-    }
-}
-
-impl Drop for Driving {
-    fn drop(&mut self) {
-        let depth = DEPTH.with(|depth| {
-            depth.set(depth.get() - 1);
-            depth.get()
-        });
-        if depth == 0 {
-            // No one will look at the ring for a while, and someone elsewhere may wait for what is in it.
-            if let Some(local) = Local::existing() {
-                let _ = local.ring.drain();
-            }
-        }
+/// What a thread does that leaves its last `block_on`: no one will look at its ring for a while, and someone elsewhere
+/// may wait for what is in it.
+pub(super) fn leave() {
+    if let Some(local) = Local::existing() {
+        let _ = local.ring.drain();
     }
 }
 

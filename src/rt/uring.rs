@@ -162,6 +162,10 @@ impl SendStorage for UringStorage {
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
         SendStorage::try_read_at(&self.file, buf, offset)
     }
+
+    fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>> {
+        SendStorage::try_write_at(&self.file, data, offset)
+    }
 }
 
 fn check_available() -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Storages without a type parameter, for programs that choose the storage when they run.
 //!
-//! A call that waits costs one allocation, of its future; [`Storage::try_read_at`] and [`Storage::limits`] cost an
-//! indirect call.
+//! A call that waits costs one allocation, of its future; [`Storage::try_read_at`], [`Storage::try_write_at`]
+//! and [`Storage::limits`] cost an indirect call.
 
 use std::fmt;
 use std::future::Future;
@@ -52,6 +52,7 @@ macro_rules! erase {
             fn extent_at(&self, offset: u64, len: u64) -> $future<'_, StorageExtent>;
             fn limits(&self) -> StorageLimits;
             fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>>;
+            fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>>;
         }
 
         impl<T: $($bounds)*> $erased for T {
@@ -93,6 +94,10 @@ macro_rules! erase {
 
             fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
                 $storage::try_read_at(self, buf, offset)
+            }
+
+            fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>> {
+                $storage::try_write_at(self, data, offset)
             }
         }
 

@@ -1,6 +1,6 @@
 //! A storage in memory: what tests, the simulator's disks and small images in the browser use.
 //!
-//! It answers [`SendStorage::try_read_at`] always, and its futures never wait. It must not know anything but the
+//! It answers [`SendStorage::try_read_at`] and [`SendStorage::try_write_at`] always, and its futures never wait. It must not know anything but the
 //! contract of [`storage`](super).
 
 use std::fmt;
@@ -11,6 +11,9 @@ use super::{Buf, SendStorage, StorageExtent, StorageExtentKind};
 
 /// Bytes in memory. Flushing does nothing: what is written is as durable as it gets.
 ///
+/// It grows to at most [`MemoryStorage::LEN_MAX`] bytes; what would end past that is refused with
+/// [`io::ErrorKind::FileTooLarge`].
+///
 /// To use one storage from several places, put it into an [`Arc`](std::sync::Arc), which is a storage too.
 #[derive(Default)]
 pub struct MemoryStorage {
@@ -18,6 +21,10 @@ pub struct MemoryStorage {
 }
 
 impl MemoryStorage {
+    /// How long it grows, in bytes: 4 GiB. The system grants more memory than there is and ends the process that uses
+    /// it, so a write to a far offset must be refused here.
+    pub const LEN_MAX: u64 = 1 << 32;
+
     /// A storage that holds `bytes`.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
@@ -53,6 +60,16 @@ impl MemoryStorage {
         buf[..len].copy_from_slice(&bytes[start..start + len]);
         buf[len..].fill(0);
     }
+
+    fn copy_in(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = self.bytes_mut();
+        let range = grow(&mut bytes, offset, data.len() as u64)?;
+        bytes[range].copy_from_slice(data);
+        Ok(())
+    }
 }
 
 impl From<Vec<u8>> for MemoryStorage {
@@ -74,12 +91,7 @@ impl SendStorage for MemoryStorage {
     }
 
     async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        if buf.is_empty() {
-            return Ok(buf);
-        }
-        let mut bytes = self.bytes_mut();
-        let range = grow(&mut bytes, offset, buf.len() as u64)?;
-        bytes[range].copy_from_slice(&buf);
+        self.copy_in(&buf, offset)?;
         Ok(buf)
     }
 
@@ -129,15 +141,20 @@ impl SendStorage for MemoryStorage {
         self.copy_out(buf, offset);
         Some(Ok(()))
     }
+
+    fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>> {
+        Some(self.copy_in(data, offset))
+    }
 }
 
 /// Makes `bytes` long enough for `len` bytes at `offset` and says where they are.
 fn grow(bytes: &mut Vec<u8>, offset: u64, len: u64) -> io::Result<std::ops::Range<usize>> {
-    let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
-    let Some(end) = end else {
+    let bound = MemoryStorage::LEN_MAX.max(bytes.len() as u64);
+    let end = offset.checked_add(len).filter(|end| *end <= bound);
+    let Some(end) = end.and_then(|end| usize::try_from(end).ok()) else {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("{len} bytes at {offset:#x} do not fit into memory"),
+            format!("{len} bytes at {offset:#x} end past {bound:#x}"),
         ));
     };
     if end > bytes.len() {

@@ -15,8 +15,9 @@
 //!   called*. It says nothing of those in flight.
 //! - **Errors** leave the touched range with old bytes, new bytes or a mixture at 512-byte granularity, and nothing
 //!   else. After a failed flush nothing that was not durable before may be taken for durable.
-//! - **The synchronous door.** [`Storage::try_read_at`] answers from what is at hand (the page cache, memory) without
-//!   blocking and without a future, or says `None`. The engine tries it first.
+//! - **The synchronous doors.** [`Storage::try_read_at`] answers from what is at hand (the page cache, memory) without
+//!   blocking and without a future, or says `None`. [`Storage::try_write_at`] does the same for writes: what it has
+//!   written is complete, as if a [`Storage::write_at`] had returned. The engine tries them first.
 //!
 //! # Send
 //!
@@ -176,6 +177,17 @@ macro_rules! storage_trait {
             fn try_read_at(&self, _buf: &mut [u8], _offset: u64) -> Option<io::Result<()>> {
                 None
             }
+
+            /// Writes all of `data` at `offset` at once, extending the storage if it ends before, if that needs no
+            /// waiting for the medium (memory, the page cache); `None` if it does, and then nothing was written. What
+            /// `limits` ask of requests holds for it too, but for the memory's alignment. Once it has returned, a
+            /// [`Self::flush`] that is called later makes the bytes durable.
+            ///
+            /// # Errors
+            /// As [`Self::write_at`]; a part may have been written then.
+            fn try_write_at(&self, _data: &[u8], _offset: u64) -> Option<io::Result<()>> {
+                None
+            }
         }
     };
 }
@@ -247,6 +259,10 @@ macro_rules! delegate {
 
         fn try_read_at(&$self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
             $trait::try_read_at($to, buf, offset)
+        }
+
+        fn try_write_at(&$self, data: &[u8], offset: u64) -> Option<io::Result<()>> {
+            $trait::try_write_at($to, data, offset)
         }
     };
 }
