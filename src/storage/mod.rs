@@ -27,6 +27,7 @@
 //!
 //! This module must not know the format, the cache, the image or any runtime.
 
+mod blocks;
 mod buf;
 mod erased;
 mod memory;
@@ -36,6 +37,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use blocks::Blocks;
 pub use buf::Buf;
 pub use erased::{BoxStorage, LocalBoxStorage};
 pub use memory::MemoryStorage;
@@ -45,7 +47,7 @@ pub use memory::MemoryStorage;
 #[non_exhaustive]
 pub struct StorageLimits {
     /// Offsets and lengths of requests must be multiples of this power of two (1 for none; the logical block size
-    /// with `O_DIRECT`). The engine widens its reads to it.
+    /// with `O_DIRECT`). The engine widens its reads to it, and its changes by [`Blocks`].
     pub request_alignment: u32,
     /// Addresses of buffers must be multiples of this power of two.
     pub memory_alignment: u32,
