@@ -120,6 +120,10 @@ kinds! {
             "{len} bytes are not a stream of the image's compression type",
         "stream-short" StreamShort { len: u64, cluster_size: u64 } =>
             "stream within {len} bytes ends before it has made a cluster of {cluster_size}",
+        "write-unsafe" WriteUnsafe { reason: String } =>
+            "writing could destroy what the image holds, repair it first: {reason}",
+        "invalid-write" InvalidWrite { on: &'static str, with: &'static str } =>
+            "Preventing invalid write on {on} (overlaps with {with})",
         "chain-loop" ChainLoop { depth: usize } => "layer {depth} is the same file as a layer above it",
     }
 }

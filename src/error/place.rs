@@ -106,6 +106,11 @@ macro_rules! kinds {
                 self.0.index
             }
 
+            /// Returns the message without the place.
+            pub fn reason(&self) -> String {
+                self.0.kind.to_string()
+            }
+
             pub(crate) fn new(kind: $name, structure: Structure) -> Self {
                 Self(Box::new(Placed { kind, structure, index: None, offset: None }))
             }

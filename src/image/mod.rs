@@ -32,6 +32,8 @@ pub mod mutant;
 mod mutant;
 mod open;
 mod options;
+mod overlap;
+mod ownership;
 mod published;
 mod read;
 mod refcount;
@@ -52,9 +54,9 @@ pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseA
 pub use map::{Extent, ExtentKind, Extents};
 pub use open::Opened;
 pub use options::{
-    OpenOptions, OverlapChecks, Preallocation, References, ResizeOptions, SnapshotSelector,
-    WriteOptions, ZeroMode,
+    OpenOptions, Preallocation, References, ResizeOptions, SnapshotSelector, WriteOptions, ZeroMode,
 };
+pub use overlap::OverlapChecks;
 
 use layer::{Body, Layer};
 use requests::Requests;

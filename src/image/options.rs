@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::cache::CacheOptions;
 use crate::workers::Workers;
 
+use super::overlap::OverlapChecks;
+
 /// Which state of the disk to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotSelector {
@@ -60,11 +62,6 @@ impl Default for WriteOptions {
         }
     }
 }
-
-/// Which metadata is looked at before a write.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct OverlapChecks {}
 
 /// What becomes of the space of clusters that are overwritten with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

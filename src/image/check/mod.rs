@@ -28,6 +28,7 @@ mod layout;
 mod refcounts;
 mod report;
 mod source;
+mod survey;
 mod walk;
 
 use std::ops::Range;
