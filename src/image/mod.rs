@@ -18,6 +18,7 @@
 
 pub mod check;
 mod codec;
+mod create;
 mod describe;
 mod detect;
 mod gate;
@@ -49,6 +50,7 @@ use crate::format::{Geometry, Header, Snapshot};
 use crate::storage::Storage;
 use crate::workers::Workers;
 
+pub use create::{CreateOptions, create};
 pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};
 pub use map::{Extent, ExtentKind, Extents};
