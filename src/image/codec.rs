@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::format::Compression;
 use crate::storage::Buf;
 
+use super::deflate::Deflater;
+
 /// How many inflating contexts are kept for the next cluster: more than this many at once are made and dropped.
 const CONTEXTS_KEPT_MAX: usize = 16;
 
@@ -23,17 +25,28 @@ pub(crate) enum StreamFault {
     Short,
 }
 
-/// Inflates the clusters of one image.
+/// Inflates the clusters of one image, and knows what deflates them.
 pub(crate) struct Codec {
     compression: Compression,
     cluster_len: usize,
     contexts: Mutex<Vec<Context>>,
+    deflater: Arc<Deflater>,
 }
 
 impl Codec {
     /// A codec for clusters of `cluster_len` bytes.
     pub(crate) fn new(compression: Compression, cluster_len: usize) -> Arc<Self> {
-        Arc::new(Self { compression, cluster_len, contexts: Mutex::new(Vec::new()) })
+        Arc::new(Self {
+            compression,
+            cluster_len,
+            contexts: Mutex::new(Vec::new()),
+            deflater: Arc::new(Deflater::new(compression)),
+        })
+    }
+
+    /// What makes streams of clusters.
+    pub(crate) fn deflater(&self) -> &Arc<Deflater> {
+        &self.deflater
     }
 
     /// Makes one cluster from `stream`, which may go on behind the end of the stream proper.

@@ -19,6 +19,7 @@
 pub mod check;
 mod codec;
 mod create;
+mod deflate;
 mod describe;
 mod detect;
 mod gate;

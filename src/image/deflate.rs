@@ -1,0 +1,287 @@
+//! Compressing clusters: raw deflate and zstd, with contexts that are used again.
+//!
+//! A stream is worth having only if it is shorter than the cluster; what is not is stored as it is.
+//!
+//! # Deflate
+//!
+//! A match must not lie further back than 4 KiB: readers such as QEMU inflate with a window of 12 bits. QEMU's own one
+//! happens to accept more when a stream is inflated in one call, others do not. That leaves out libdeflate, whose window
+//! is always 32 KiB. zlib-rs keeps to the window, and at level 9, the only one at which it finds matches of three bytes,
+//! makes streams as long as zlib's at the level that QEMU uses (within 0.1 %), in less time:
+//!
+//! | clusters of 64 KiB | zlib 6 (QEMU) | zlib-rs 6 | zlib-rs 9 |
+//! |---|---|---|---|
+//! | text of random words | 58.4 %, 44 MiB/s | 55.6 %, 89 MiB/s | 58.5 %, 71 MiB/s |
+//! | shared libraries | 42.9 %, 33 MiB/s | 44.6 %, 90 MiB/s | 42.9 %, 49 MiB/s |
+//! | /usr/share, /usr/include | 64.2 %, 60 MiB/s | 64.4 %, 106 MiB/s | 64.2 %, 81 MiB/s |
+//!
+//! # zstd
+//!
+//! The library's default level, as QEMU. On wasm32, where C does not compile, there is no encoder: clusters are stored as
+//! they are, which is as good an image.
+//!
+//! Source: QEMU block/qcow2-threads.c, qcow2_zlib_compress and qcow2_zstd_compress.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::format::Compression;
+use crate::storage::Buf;
+use crate::workers::{Workers, offload};
+
+/// How many contexts are kept for the next cluster: more than this many at once are made and dropped.
+const CONTEXTS_KEPT_MAX: usize = 16;
+
+/// Compresses the clusters of one image.
+pub(crate) struct Deflater {
+    compression: Compression,
+    contexts: Mutex<Vec<Context>>,
+}
+
+struct Context {
+    encoder: Encoder,
+    /// Where streams are made before it is known how long they are.
+    stream: Vec<u8>,
+}
+
+enum Encoder {
+    Deflate(deflate_stream::Encoder),
+    Zstd(zstd_stream::Encoder),
+}
+
+impl Deflater {
+    /// One for streams of this kind. It costs nothing until it is used.
+    pub(crate) fn new(compression: Compression) -> Self {
+        Self { compression, contexts: Mutex::default() }
+    }
+
+    /// A stream that makes `cluster`; `None` if there is none that is shorter.
+    pub(crate) fn deflate(&self, cluster: &[u8]) -> Option<Buf> {
+        let kept = self.contexts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut context = kept.unwrap_or_else(|| Context::new(self.compression));
+        let stream = context.deflate(cluster);
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        if contexts.len() < CONTEXTS_KEPT_MAX {
+            contexts.push(context);
+        }
+        stream
+    }
+
+    /// The same on `workers`, or here without any. Gives the cluster back.
+    ///
+    /// # Cancel safety
+    /// Dropping it has no effect.
+    pub(crate) async fn deflate_by(
+        self: &Arc<Self>,
+        workers: Option<&Arc<dyn Workers>>,
+        cluster: Buf,
+    ) -> (Buf, Option<Buf>) {
+        let Some(workers) = workers else {
+            let stream = self.deflate(&cluster);
+            return (cluster, stream);
+        };
+        let this = Arc::clone(self);
+        offload(&**workers, move || {
+            let stream = this.deflate(&cluster);
+            (cluster, stream)
+        })
+        .await
+    }
+}
+
+impl Context {
+    fn new(compression: Compression) -> Self {
+        let encoder = match compression {
+            Compression::Deflate => Encoder::Deflate(deflate_stream::Encoder::new()),
+            Compression::Zstd => Encoder::Zstd(zstd_stream::Encoder::new()),
+        };
+        Self { encoder, stream: Vec::new() }
+    }
+
+    fn deflate(&mut self, cluster: &[u8]) -> Option<Buf> {
+        // With room for a stream that is too long: an encoder that runs out of it stops somewhere.
+        self.stream.resize(cluster.len() + cluster.len() / 8 + 1024, 0);
+        let len = match &mut self.encoder {
+            Encoder::Deflate(encoder) => encoder.deflate(cluster, &mut self.stream)?,
+            Encoder::Zstd(encoder) => encoder.deflate(cluster, &mut self.stream)?,
+        };
+        if len >= cluster.len() {
+            return None;
+        }
+        let mut stream = Buf::zeroed(len);
+        stream.copy_from_slice(&self.stream[..len]);
+        Some(stream)
+    }
+}
+
+/// Raw deflate with a window of 4 KiB.
+mod deflate_stream {
+    use flate2::{Compress, Compression, FlushCompress, Status};
+
+    /// The length of QEMU's window, as a power of two.
+    const WINDOW_BITS: u8 = 12;
+    const LEVEL: u32 = 9;
+
+    pub(super) struct Encoder(Compress);
+
+    impl Encoder {
+        pub(super) fn new() -> Self {
+            Self(Compress::new_with_window_bits(Compression::new(LEVEL), false, WINDOW_BITS))
+        }
+
+        /// Makes a stream and says how long it is, if there is room for it.
+        pub(super) fn deflate(&mut self, cluster: &[u8], stream: &mut [u8]) -> Option<usize> {
+            self.0.reset();
+            match self.0.compress(cluster, stream, FlushCompress::Finish) {
+                Ok(Status::StreamEnd) => usize::try_from(self.0.total_out()).ok(),
+                _ => None,
+            }
+        }
+    }
+}
+
+/// zstd by its own library.
+#[cfg(not(target_family = "wasm"))]
+mod zstd_stream {
+    use zstd::zstd_safe::CCtx;
+
+    pub(super) struct Encoder(CCtx<'static>);
+
+    impl Encoder {
+        pub(super) fn new() -> Self {
+            Self(CCtx::create())
+        }
+
+        pub(super) fn deflate(&mut self, cluster: &[u8], stream: &mut [u8]) -> Option<usize> {
+            // A context begins anew with each frame, at its default level.
+            self.0.compress2(stream, cluster).ok()
+        }
+    }
+}
+
+/// No zstd encoder: see the head.
+#[cfg(target_family = "wasm")]
+mod zstd_stream {
+    pub(super) struct Encoder;
+
+    impl Encoder {
+        pub(super) fn new() -> Self {
+            Self
+        }
+
+        pub(super) fn deflate(&mut self, _cluster: &[u8], _stream: &mut [u8]) -> Option<usize> {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Compression, Deflater, Workers};
+    use crate::image::codec::Codec;
+    use crate::storage::Buf;
+
+    /// Words of a small language: compressible, at every distance.
+    fn words(len: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut text = Vec::new();
+        while text.len() < len {
+            let word = random() % 4096;
+            text.extend_from_slice(format!("{:x} ", word * 0x9e37_79b9).as_bytes());
+        }
+        text.truncate(len);
+        text
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let step = |_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_be_bytes()[0]
+        };
+        (0..len).map(step).collect()
+    }
+
+    #[test]
+    fn streams_make_the_cluster_again_and_are_shorter() {
+        for compression in [Compression::Deflate, Compression::Zstd] {
+            for bits in 9..=21 {
+                let len = 1 << bits;
+                let deflater = Deflater::new(compression);
+                let codec = Codec::new(compression, len);
+                let mut half = words(len, 3);
+                half[len / 2..].fill(0);
+                for cluster in [vec![0; len], vec![7; len], words(len, 1), words(len, 2), half] {
+                    let stream = deflater.deflate(&cluster).unwrap();
+                    assert!(stream.len() < len);
+                    // Followed by what follows in the file.
+                    let mut padded = stream.to_vec();
+                    padded.resize(stream.len().next_multiple_of(512), 0xa5);
+                    assert!(
+                        codec.inflate(&padded).unwrap()[..] == cluster,
+                        "{compression:?} {len}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_is_left_alone() {
+        for compression in [Compression::Deflate, Compression::Zstd] {
+            let deflater = Deflater::new(compression);
+            for len in [512, 65536, 2 << 20] {
+                assert!(deflater.deflate(&noise(len)).is_none(), "{compression:?} {len}");
+                // And the context is as good as new.
+                let codec = Codec::new(compression, len);
+                let stream = deflater.deflate(&words(len, 9)).unwrap();
+                assert!(codec.inflate(&stream).unwrap()[..] == words(len, 9));
+            }
+        }
+    }
+
+    #[test]
+    fn no_match_reaches_back_further_than_qemus_window() {
+        let len = 1 << 16;
+        // What repeats does so at a distance just beyond the window.
+        for distance in [4097, 5000, 8192, 16384, 32768] {
+            let mut cluster = noise(len);
+            for at in distance..len {
+                cluster[at] = cluster[at - distance];
+            }
+            let deflater = Deflater::new(Compression::Deflate);
+            assert!(deflater.deflate(&cluster).is_none(), "{distance}");
+        }
+    }
+
+    #[test]
+    fn workers_give_the_same_stream_and_the_cluster_back() {
+        struct AtOnce;
+        impl Workers for AtOnce {
+            fn execute(&self, job: Box<dyn FnOnce() + Send>) {
+                job();
+            }
+            fn parallelism(&self) -> usize {
+                1
+            }
+        }
+        let workers: Arc<dyn Workers> = Arc::new(AtOnce);
+        let deflater = Arc::new(Deflater::new(Compression::Zstd));
+        let mut cluster = Buf::zeroed(65536);
+        cluster.copy_from_slice(&words(65536, 5));
+        let here = deflater.deflate(&cluster).unwrap();
+        let (back, there) =
+            futures::executor::block_on(deflater.deflate_by(Some(&workers), cluster));
+        assert_eq!(there.unwrap()[..], here[..]);
+        assert!(back[..] == words(65536, 5));
+    }
+}
