@@ -3,7 +3,7 @@
 //! # The fault model
 //!
 //! **Time.** A request takes up to [`Faults::latency_max`], chosen anew for each, so that requests complete in any
-//! order. Some stall for [`Faults::stall`] of virtual time. The synchronous door answers now and then.
+//! order. Some stall for [`Faults::stall`] of virtual time. The synchronous doors answer now and then.
 //!
 //! **Landing.** A change (write, zeroing, discard, new length) lands at one moment between its request and its
 //! completion; from then on it is read. Some writes ([`Faults::split`]) land in several steps, each a range of whole
@@ -50,8 +50,10 @@ use super::random::Random;
 pub struct Faults {
     /// The longest that a request takes if it does not stall.
     pub latency_max: Duration,
-    /// How often the synchronous door answers.
+    /// How often the synchronous door for reads answers.
     pub at_hand: u32,
+    /// How often the synchronous door for writes does: the write has landed at once.
+    pub at_once: u32,
     /// How often a write of several sectors lands in several steps.
     pub split: u32,
     /// How often a request stalls, and
@@ -83,6 +85,7 @@ impl Faults {
         Self {
             latency_max: Duration::from_millis(1),
             at_hand: 500,
+            at_once: 250,
             split: 200,
             stalls: 0,
             stall: Duration::from_secs(30),
@@ -111,6 +114,7 @@ impl Faults {
         };
         Self {
             at_hand: some(1000),
+            at_once: some(1000),
             split: some(1000),
             stalls: some(20),
             read_errors: some(50),
@@ -187,6 +191,11 @@ impl Plan {
     /// Whether the synchronous door answers.
     pub(super) fn is_at_hand(&self, random: &mut Random) -> bool {
         random.chance(self.faults.at_hand)
+    }
+
+    /// Whether the synchronous door for writes answers.
+    pub(super) fn is_written_at_once(&self, random: &mut Random) -> bool {
+        random.chance(self.faults.at_once)
     }
 
     /// Whether the next write lands in several steps.

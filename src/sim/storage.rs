@@ -325,6 +325,30 @@ impl SendStorage for SimStorage {
             }
         })
     }
+
+    fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>> {
+        let mut state = self.settled();
+        let state = &mut *state;
+        if !state.powered || !state.plan.is_written_at_once(&mut state.random) {
+            return None;
+        }
+        let (len, written) = (data.len() as u64, Operation::Write);
+        let (_, fault) = match self.begin(state, written, offset, len) {
+            Ok(begun) => begun,
+            Err(error) => return Some(Err(error)),
+        };
+        let number = state.new_number();
+        self.trace.add(Decision::Landing, &[number, number]);
+        let torn = fault.is_some().then_some(&mut state.random);
+        state.disk.write(number, offset, data, torn);
+        Some(match fault {
+            None => Ok(()),
+            Some(fault) => {
+                state.unacknowledged.insert(number, Some(number));
+                Err(fault.error(written))
+            }
+        })
+    }
 }
 
 impl fmt::Debug for SimStorage {
