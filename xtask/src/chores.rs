@@ -82,6 +82,18 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
     suites.end()
 }
 
+/// Lives through `seeds` seeds, from `from` on, in the simulator.
+pub(crate) fn sim(seeds: u64, from: u64) -> Result<()> {
+    setup::image_tools()?;
+    step(&format!("live through {seeds} seeds from {from} on"), || {
+        run(cargo()
+            .env("COWSHED_SIM_SEEDS", seeds.to_string())
+            .env("COWSHED_SIM_FROM", from.to_string())
+            .args(["test", "--release", "--features", "sim", "--test", "sim_write"])
+            .args(["lives_of_disks", "--", "--include-ignored", "--nocapture"]))
+    })
+}
+
 /// How long each fuzz target runs among the tests.
 const FUZZ_SECONDS: u32 = 10;
 

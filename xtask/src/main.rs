@@ -35,6 +35,9 @@ Chores of the cowshed project.
       Builds the demonstration image: GPT, EFI partition, ext4 root with a Debian tree, snapshots, compression.
   cargo xtask fuzz [SECONDS] [TARGET]
       Runs the fuzz targets for SECONDS each (10 if not given).
+  cargo xtask sim [--seeds N] [--from SEED]
+      Lives through N seeds (10,000 if not given) in the simulator, optimised: disks that lose power and fail. Prints
+      seeds, states after a power loss, states a second, and of a failure its seed and its fewest requests.
 ";
 
 fn main() -> ExitCode {
@@ -87,6 +90,12 @@ fn chore(arguments: &[String]) -> Result<()> {
             let target = rest.word();
             rest.end()?;
             fuzz::run_for(seconds, target.as_deref())
+        }
+        Some("sim") => {
+            let seeds = rest.value("--seeds")?.map(|seeds| seeds.parse()).transpose()?;
+            let from = rest.value("--from")?.map(|seed| seed.parse()).transpose()?;
+            rest.end()?;
+            chores::sim(seeds.unwrap_or(10_000), from.unwrap_or(0))
         }
         Some("help" | "--help" | "-h") | None => {
             print!("{HELP}");

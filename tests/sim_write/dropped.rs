@@ -1,0 +1,85 @@
+//! The fear: a future that is dropped at the one await at which something is half done. Each request that changes
+//! something is dropped at each of its polls; then the same place and another one are written to, and after a flush and
+//! a close everything is where it belongs and nothing has leaked.
+
+use cowshed::image::ZeroMode;
+
+use super::engine::{Cow, How};
+use super::seeds::try_live;
+use super::setup::Setup;
+use super::workload::{Looks, Op, PLAIN, Plan, What};
+
+/// More polls than any request takes.
+const POLLS_MAX: u64 = 400;
+
+/// The images, by their numbers, and options: few enough to be exhaustive with.
+fn worlds() -> impl Iterator<Item = (Setup, How)> {
+    let how = [PLAIN, How { tiny_caches: true, ..PLAIN }];
+    (0..12).map(move |number| (Setup::numbered(number), how[usize::try_from(number % 2).unwrap()]))
+}
+
+#[test]
+#[ignore = "the engine does not write yet"]
+fn request_dropped_at_any_poll_loses_nothing_and_leaks_nothing() {
+    let (mut lives, mut polls_most) = (0, 0);
+    for (seed, (setup, how)) in (0..).zip(worlds()) {
+        let cluster = setup.cluster_size();
+        let mut kinds = vec![
+            (What::Write, 512, cluster),
+            (What::Write, 0, 3 * cluster),
+            (What::Write, cluster, 512),
+            (What::WriteZeroes(ZeroMode::MayUnmap), 0, 2 * cluster),
+            (What::WriteZeroes(ZeroMode::KeepSpace), 512, cluster),
+            (What::Discard, 0, 2 * cluster),
+            (What::Flush, 0, 0),
+        ];
+        if setup.compresses() {
+            kinds.push((What::WriteCompressed, cluster, cluster));
+        }
+        if !setup.snapshot {
+            kinds.push((What::Resize, 0, setup.size / 2 / 512 * 512));
+            kinds.push((What::Resize, 0, setup.size_max));
+        }
+        for kind in kinds {
+            let mut ops = vec![
+                (What::Write, cluster, cluster),
+                (What::Write, 2 * cluster, 512),
+                (What::Flush, 0, 0),
+                (What::Write, 2 * cluster + 512, 512),
+            ];
+            let dropped = ops.len();
+            ops.extend([
+                kind,
+                (What::Read, 0, 4 * cluster),
+                (What::Write, 3 * cluster, 512),
+                (What::Write, cluster, 512),
+                (What::Discard, 2 * cluster, cluster),
+                (What::Write, 2 * cluster, 512),
+                (What::Read, 0, 4 * cluster),
+                (What::Flush, 0, 0),
+                (What::Read, 0, 4 * cluster),
+            ]);
+            let mut done = false;
+            for polls in 1..POLLS_MAX {
+                let mut plan = Plan::simple(seed + 1000 * polls, setup, how, ops.clone());
+                plan.ops[dropped].polls = Some(polls);
+                plan.looks = Looks::Some(20, 5);
+                let lived = try_live(&Cow, &plan, &plan.ops);
+                let (counts, _) = lived.unwrap_or_else(|what| {
+                    let ops: Vec<String> = plan.ops.iter().map(Op::to_string).collect();
+                    panic!("seed {}: {what}\n{setup:?} {how:?}\n{}", plan.seed, ops.join("\n"))
+                });
+                lives += 1;
+                if counts.dropped == 0 {
+                    polls_most = polls_most.max(polls);
+                    // Once more: the next seed may take longer.
+                    if std::mem::replace(&mut done, true) {
+                        break;
+                    }
+                }
+            }
+            assert!(done, "{kind:?} takes more than {POLLS_MAX} polls on {setup:?}");
+        }
+    }
+    println!("{lives} lives, at most {polls_most} polls");
+}

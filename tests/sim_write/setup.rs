@@ -1,0 +1,186 @@
+//! Images to begin with, of every geometry: made by QEMU's tools, once a process, and small.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use cowshed::sim::Random;
+
+use super::model::{Contents, FIRST};
+use super::support::data::pattern_file;
+use super::support::{images, qemu};
+
+/// What lies under the guest's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataFile {
+    Internal,
+    External,
+    ExternalRaw,
+}
+
+/// A kind of image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setup {
+    pub version: u32,
+    pub cluster_bits: u32,
+    pub refcount_bits: u32,
+    pub extended_l2: bool,
+    pub lazy_refcounts: bool,
+    pub zstd: bool,
+    pub data_file: DataFile,
+    /// The length of its raw backing file, 0 for none.
+    pub backing_len: u64,
+    /// Some of it is written by QEMU, and has a snapshot.
+    pub snapshot: bool,
+    pub metadata_preallocated: bool,
+    pub size: u64,
+    /// The most that it is resized to.
+    pub size_max: u64,
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// An image and what belongs to it.
+#[derive(Debug)]
+pub struct Made {
+    pub setup: Setup,
+    pub image: Arc<[u8]>,
+    pub data: Option<Arc<[u8]>>,
+    pub backing: Option<Arc<[u8]>>,
+    /// What the guest's disk holds.
+    pub first: Arc<[u8]>,
+    /// What the snapshot holds.
+    pub snapshot: Option<Arc<[u8]>>,
+}
+
+impl Setup {
+    /// The kind of that number. They are all different, but for accidents, and the first ones are as mixed as the rest.
+    pub fn numbered(number: u64) -> Self {
+        let random = &mut Random::new(0x5e7 + number);
+        let cluster_bits = match random.below(100) {
+            0..38 => 9,
+            38..46 => 10,
+            46..52 => 11,
+            52..70 => 12,
+            70..82 => 14,
+            82..98 => 16,
+            _ => 21,
+        };
+        let version = if random.chance(200) { 2 } else { 3 };
+        let new = version == 3;
+        let refcount_bits = if new && random.toss() { 1 << random.below(7) } else { 16 };
+        let data_file = match random.below(10) {
+            0 if new => DataFile::External,
+            1 if new => DataFile::ExternalRaw,
+            _ => DataFile::Internal,
+        };
+        let internal = data_file == DataFile::Internal;
+        let cluster_size = 1_u64 << cluster_bits;
+        let size = match cluster_bits {
+            9 => 512 * (64 + random.below(400)),
+            10..=12 => 512 * (128 + random.below(400)),
+            14..=16 => {
+                cluster_size * (3 + random.below(6)) + 512 * random.below(cluster_size / 512)
+            }
+            _ => 5 * cluster_size + 1536,
+        };
+        let backing_len = match random.below(10) {
+            _ if data_file == DataFile::ExternalRaw => 0,
+            0 => size,
+            1 => size / 3 / 512 * 512,
+            2 => size + 4 * cluster_size,
+            _ => 0,
+        };
+        let large = cluster_bits == 9 && random.chance(100);
+        let snapshot = internal && refcount_bits > 1 && random.chance(200);
+        Self {
+            version,
+            cluster_bits,
+            refcount_bits,
+            extended_l2: new && cluster_bits >= 14 && random.chance(600),
+            lazy_refcounts: new && random.chance(150),
+            zstd: new && random.chance(300),
+            data_file,
+            backing_len,
+            snapshot,
+            metadata_preallocated: !snapshot && backing_len == 0 && random.chance(100),
+            size,
+            // Enough for an L1 table of two clusters.
+            size_max: if large { 2_600_000 / 512 * 512 } else { size + 6 * cluster_size.max(4096) },
+        }
+    }
+
+    /// The length of a cluster in bytes.
+    pub fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Whether there can be compressed clusters.
+    pub fn compresses(&self) -> bool {
+        self.data_file == DataFile::Internal
+    }
+
+    /// The image of this kind.
+    pub fn make(&self) -> Arc<Made> {
+        static MADE: Mutex<BTreeMap<String, Arc<Made>>> = Mutex::new(BTreeMap::new());
+        let name = self.to_string();
+        let mut made = MADE.lock().unwrap();
+        Arc::clone(made.entry(name).or_insert_with(|| Arc::new(self.make_now())))
+    }
+
+    fn make_now(&self) -> Made {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        let mut options = vec![
+            format!("cluster_size={}", self.cluster_size()),
+            format!("compat={}", if self.version == 2 { "0.10" } else { "1.1" }),
+            format!("refcount_bits={}", self.refcount_bits),
+        ];
+        let mut on = |set: bool, option: &str| {
+            if set {
+                options.push(option.into());
+            }
+        };
+        on(self.extended_l2, "extended_l2=on");
+        on(self.lazy_refcounts, "lazy_refcounts=on");
+        on(self.zstd, "compression_type=zstd");
+        on(self.data_file != DataFile::Internal, "data_file=image.data");
+        on(self.data_file == DataFile::ExternalRaw, "data_file_raw=on");
+        on(self.metadata_preallocated, "preallocation=metadata");
+        on(self.backing_len > 0, "backing_file=backing.raw,backing_fmt=raw");
+        let backing = (self.backing_len > 0).then(|| {
+            let contents = Contents { granule: 512, first: Arc::new([]), backing: Arc::new([]) };
+            let bytes =
+                contents.bytes(FIRST + 11, 0, usize::try_from(self.backing_len).unwrap() / 512);
+            std::fs::write(at.join("backing.raw"), &bytes).unwrap();
+            Arc::<[u8]>::from(bytes)
+        });
+        let (options, size) = (options.join(","), self.size.to_string());
+        qemu::img(at, ["create", "-q", "-f", "qcow2", "-o", &options, "image.qcow2", &size]);
+        let mut snapshot = None;
+        if self.snapshot {
+            let third = self.size / 3 / 512 * 512;
+            let write = |number, from| {
+                let file = pattern_file(number);
+                format!("write -q -s {} {from} {third}", file.display())
+            };
+            qemu::io(at, "qcow2", "image.qcow2", &[write(0, 0)]);
+            qemu::img(at, ["snapshot", "-c", "one", "image.qcow2"]);
+            snapshot = Some(images::snapshot_bytes(at, "image.qcow2", "one").into());
+            qemu::io(at, "qcow2", "image.qcow2", &[write(2, third / 1024 * 512)]);
+        }
+        let read = |name: &str| Arc::<[u8]>::from(std::fs::read(at.join(name)).unwrap());
+        Made {
+            setup: *self,
+            image: read("image.qcow2"),
+            data: (self.data_file != DataFile::Internal).then(|| read("image.data")),
+            backing,
+            first: qemu::raw_bytes(at, &["-f", "qcow2"], "image.qcow2").into(),
+            snapshot,
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! What guests do, chosen by a seed. Each seed leaves out a random half of all there is (a swarm), so that what is rare
+//! beside everything else is common in some of them.
+
+use std::fmt;
+use std::time::Duration;
+
+use cowshed::image::ZeroMode;
+use cowshed::sim::{Executor, Failure, Faults, Random};
+
+use super::engine::How;
+use super::setup::{DataFile, Setup};
+
+/// How many kinds of images there are by default.
+const SETUPS: u64 = 64;
+
+/// Plain options, with a cleaner that passes all the time.
+pub const PLAIN: How = How {
+    tiny_caches: false,
+    clean_interval: 1,
+    workers: false,
+    write_through: false,
+    discard_no_unref: false,
+    pass_discard: true,
+};
+
+/// A life: an image, how it is used, and what is done to it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub setup: Setup,
+    pub how: How,
+    /// In bytes.
+    pub granule: u64,
+    pub faults: Faults,
+    pub ops: Vec<Op>,
+    /// How each phase ends.
+    pub ends: Vec<End>,
+    /// At which steps it is looked what would be left if the power went.
+    pub looks: Looks,
+    /// One request of the image's disk that fails: requests that fail with it are made again.
+    pub named: Option<(u64, Failure)>,
+}
+
+/// At which steps it is looked what would be left if the power went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looks {
+    /// At so many of 1000, but no more than so many in all.
+    Some(u32, u64),
+    /// At all of them, and at as many outcomes of each.
+    All(u64),
+}
+
+/// How a phase ends: all its requests return, or the power goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Close,
+    /// After so many polls of tasks, or when all is done.
+    Crash(u64),
+}
+
+/// Nothing that fails.
+pub fn no_faults() -> Faults {
+    let mut faults = Faults::none();
+    // A pass of the cleaner every millisecond: half a minute would be very many.
+    faults.stall = Duration::from_millis(40);
+    faults
+}
+
+/// Something that the guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Op {
+    pub phase: usize,
+    /// Requests of one lane come one after the other.
+    pub lane: usize,
+    pub what: What,
+    pub offset: u64,
+    pub len: u64,
+    /// Microseconds before it.
+    pub pause: u64,
+    /// It is dropped after so many polls.
+    pub polls: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Read,
+    Write,
+    WriteCompressed,
+    WriteZeroes(ZeroMode),
+    Discard,
+    Flush,
+    /// To `len` bytes.
+    Resize,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { phase, lane, what, offset, len, pause, polls } = self;
+        write!(f, "phase {phase} lane {lane}: {pause} us later {what:?} {offset:#x} +{len:#x}")?;
+        match polls {
+            Some(polls) => write!(f, ", dropped after {polls} polls"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where requests go.
+struct Places {
+    hot: Vec<u64>,
+    setup: Setup,
+    granule: u64,
+}
+
+impl Places {
+    fn new(setup: Setup, granule: u64, random: &mut Random) -> Self {
+        let cluster_size = setup.cluster_size();
+        let clusters = setup.size.div_ceil(cluster_size);
+        let entry_len = if setup.extended_l2 { 16 } else { 8 };
+        let table = cluster_size / entry_len;
+        let mut hot: Vec<u64> = (0..3).map(|_| random.below(clusters)).collect();
+        // Neighbours on both sides of an L2 table's end, and the end of the disk.
+        hot.push((table * random.below(clusters.div_ceil(table))).saturating_sub(1));
+        hot.push(clusters - 1);
+        Self { hot, setup, granule }
+    }
+
+    /// A range of granules, which may reach past the end.
+    fn range(&self, random: &mut Random) -> (u64, u64) {
+        let cluster_size = self.setup.cluster_size();
+        let place = self.hot[random.index(self.hot.len())] * cluster_size;
+        let whole = random.chance(400);
+        let jitter = if whole { 0 } else { random.below(2 * cluster_size) };
+        let longest = (4 * cluster_size).clamp(2048, 100_000);
+        let len = match random.below(4) {
+            0 => 512,
+            1 => self.granule * (1 + random.below(8)),
+            2 => cluster_size * (1 + random.below(3)),
+            _ => 1 + random.below(longest),
+        };
+        let len = len.min(longest.max(cluster_size)).next_multiple_of(self.granule);
+        ((place + jitter) / self.granule * self.granule, len)
+    }
+}
+
+impl Plan {
+    /// The life of `seed`.
+    pub fn new(seed: u64) -> Self {
+        // The executor's own choices begin with the same number.
+        let random = &mut Random::new(seed ^ 0x0057_0a4b_10ad);
+        let setup = Setup::numbered(random.below(SETUPS));
+        Self::with(seed, setup, random)
+    }
+
+    /// The life of `seed` with an image of this kind.
+    pub fn with(seed: u64, setup: Setup, random: &mut Random) -> Self {
+        let how = How {
+            tiny_caches: random.toss(),
+            clean_interval: random.below(6),
+            workers: random.toss(),
+            write_through: random.chance(50),
+            discard_no_unref: setup.version == 3 && random.chance(100),
+            pass_discard: random.toss(),
+        };
+        let mut faults = if random.chance(250) { Faults::random(random) } else { no_faults() };
+        faults.stall = no_faults().stall;
+        let granule = if random.chance(200) { 64 } else { 512 };
+        let phases = 1 + random.index(3);
+        let lanes = 1 + random.index(4);
+        let each = 4 + random.index(16);
+        let drops = if random.toss() { 50 } else { 0 };
+        let places = Places::new(setup, granule, random);
+        let kinds = Kinds::random(&setup, random);
+        let mut ops = Vec::new();
+        for phase in 0..phases {
+            for lane in 0..lanes {
+                for _ in 0..each {
+                    let mut op = places.op(&kinds, random);
+                    (op.phase, op.lane) = (phase, lane);
+                    if op.what == What::Resize && lane > 0 {
+                        op.what = What::Flush;
+                    }
+                    op.polls = random.chance(drops).then(|| 1 + random.below(12));
+                    ops.push(op);
+                }
+            }
+        }
+        let ends = (0..phases)
+            .map(|_| match random.below(3) {
+                0 => End::Close,
+                1 => End::Crash(u64::MAX),
+                _ => End::Crash(1 + random.below(40 * (lanes * each) as u64)),
+            })
+            .collect();
+        let looks = Looks::Some(500, 60);
+        Self { seed, setup, how, granule, faults, ops, ends, looks, named: None }
+    }
+
+    /// A life of one phase in which nothing fails, and `ops` come one after the other.
+    pub fn simple(
+        seed: u64,
+        setup: Setup,
+        how: How,
+        ops: impl IntoIterator<Item = (What, u64, u64)>,
+    ) -> Self {
+        let op = |(what, offset, len)| Op {
+            phase: 0,
+            lane: 0,
+            what,
+            offset,
+            len,
+            pause: 0,
+            polls: None,
+        };
+        Self {
+            seed,
+            setup,
+            how,
+            granule: 512,
+            faults: no_faults(),
+            ops: ops.into_iter().map(op).collect(),
+            ends: vec![End::Close],
+            looks: Looks::Some(0, 0),
+            named: None,
+        }
+    }
+
+    /// The world in which it takes place.
+    pub fn executor(&self) -> Executor<'static> {
+        Executor::new(self.seed)
+    }
+}
+
+/// What kinds of requests there are in a life: each as often as its number says.
+struct Kinds(Vec<(What, u64)>);
+
+impl Kinds {
+    fn random(setup: &Setup, random: &mut Random) -> Self {
+        let mut kinds = vec![(What::Write, 6)];
+        let mut maybe = |what, often| {
+            if random.toss() {
+                kinds.push((what, often));
+            }
+        };
+        maybe(What::Read, 4);
+        maybe(What::WriteZeroes(ZeroMode::MayUnmap), 2);
+        maybe(What::WriteZeroes(ZeroMode::KeepSpace), 2);
+        maybe(What::Discard, 3);
+        maybe(What::Flush, 2);
+        maybe(What::Flush, 1);
+        if setup.compresses() {
+            maybe(What::WriteCompressed, 3);
+        }
+        if !setup.snapshot && setup.data_file != DataFile::ExternalRaw {
+            maybe(What::Resize, 1);
+        }
+        Self(kinds)
+    }
+
+    fn choose(&self, random: &mut Random) -> What {
+        let mut rest = random.below(self.0.iter().map(|(_, often)| often).sum());
+        for &(what, often) in &self.0 {
+            match rest.checked_sub(often) {
+                Some(less) => rest = less,
+                None => return what,
+            }
+        }
+        What::Flush
+    }
+}
+
+impl Places {
+    fn op(&self, kinds: &Kinds, random: &mut Random) -> Op {
+        let what = kinds.choose(random);
+        let (mut offset, mut len) = self.range(random);
+        let cluster_size = self.setup.cluster_size();
+        match what {
+            What::WriteCompressed => {
+                offset = offset / cluster_size * cluster_size;
+                len = cluster_size * (1 + random.below(2));
+            }
+            What::Resize => len = 512 * (1 + random.below(self.setup.size_max / 512)),
+            _ => {}
+        }
+        let pause = if random.toss() { 0 } else { random.below(2000) };
+        Op { phase: 0, lane: 0, what, offset, len, pause, polls: None }
+    }
+}
