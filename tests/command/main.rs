@@ -14,6 +14,7 @@ mod errors;
 mod gate;
 mod hostile;
 mod info;
+mod io;
 mod map;
 mod matrix;
 mod read;
@@ -183,8 +184,13 @@ impl Folder {
 
     /// Runs a command, which must not hang.
     fn run(&self, command: &mut Command) -> Output {
+        self.run_with_input(command, Stdio::null())
+    }
+
+    /// Runs a command with something on its standard input, which must not hang.
+    fn run_with_input(&self, command: &mut Command, input: impl Into<Stdio>) -> Output {
         let shown = format!("{command:?}");
-        command.current_dir(&self.path).env("TZ", "Asia/Kolkata").stdin(Stdio::null());
+        command.current_dir(&self.path).env("TZ", "Asia/Kolkata").stdin(input);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let child = child.unwrap_or_else(|error| {
             panic!("cannot run {shown}: {error}; qemu-img is in the package qemu-utils")

@@ -20,6 +20,16 @@ pub(crate) struct Session {
     pub(crate) out: BufWriter<io::Stdout>,
 }
 
+impl Session {
+    /// Writes a line on standard output.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn out_line(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.out, "{line}")
+    }
+}
+
 /// A verb: its options, and what it does. The result is the exit code.
 struct Verb {
     name: &'static str,
@@ -46,6 +56,7 @@ const VERBS: &[Verb] = &[
     verb!(compare),
     verb!(convert),
     verb!(snapshot),
+    verb!(io),
     verb!(read),
     verb!(verdict),
 ];
@@ -55,6 +66,9 @@ const VERBS: &[Verb] = &[
 /// # Errors
 /// What ended it.
 pub(crate) fn run(persona: Persona, arguments: Vec<OsString>) -> Result<u8, Failure> {
+    if persona == Persona::QemuIo {
+        return run_io(arguments);
+    }
     let matches = match command(persona).try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => return help_or_usage(&error, persona, &arguments),
@@ -72,6 +86,19 @@ pub(crate) fn run(persona: Persona, arguments: Vec<OsString>) -> Result<u8, Fail
     let mut session = Session { persona, out: BufWriter::with_capacity(1 << 16, io::stdout()) };
     let result = (verb.run)(matches, &mut session);
     // What was said before an error is said, as a stream would have it.
+    let flushed = session.out.flush();
+    let code = result?;
+    flushed?;
+    Ok(code)
+}
+
+/// Runs the verb `io` as a program of its own.
+fn run_io(arguments: Vec<OsString>) -> Result<u8, Failure> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_default().to_string_lossy().into_owned();
+    let out = BufWriter::with_capacity(1 << 16, io::stdout());
+    let mut session = Session { persona: Persona::QemuIo, out };
+    let result = crate::io::run_with(program, arguments.collect(), &mut session);
     let flushed = session.out.flush();
     let code = result?;
     flushed?;

@@ -15,7 +15,7 @@ const BROKEN_PIPE_CODE: u8 = 128 + 13;
 pub(crate) struct Failure {
     code: u8,
     what: What,
-    /// A question to the user on a line of its own.
+    /// A question to the user, or advice, on lines of its own.
     hint: Option<String>,
 }
 
@@ -124,8 +124,8 @@ impl Failure {
             What::Output(error) => format!("{name}: standard output: {error}"),
         };
         warn(&lines);
-        if let Some(hint) = self.hint {
-            warn(&escape::terminal(hint.as_bytes()));
+        for line in self.hint.iter().flat_map(|hint| hint.lines()) {
+            warn(&escape::terminal(line.as_bytes()));
         }
         self.code
     }

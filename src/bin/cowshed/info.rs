@@ -279,46 +279,54 @@ impl Description {
     /// What only qcow2 images have.
     fn specific(&self) -> Option<Json> {
         let header = self.header.as_ref()?;
-        let compression = match header.compression {
-            Compression::Deflate => "zlib",
-            Compression::Zstd => "zstd",
-        };
-        let mut members = vec![
-            ("compat", Json::text(if header.version == Version::V2 { "0.10" } else { "1.1" })),
-            ("compression-type", Json::text(compression)),
-            ("refcount-bits", Json::number(header.geometry().refcount_bits())),
-        ];
-        if header.version != Version::V2 {
-            let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
-            members.push(("lazy-refcounts", Json::Bool(lazy)));
-            members
-                .push(("corrupt", Json::Bool(header.incompatible.contains(Incompatible::CORRUPT))));
-            members.push(("extended-l2", Json::Bool(header.geometry().extended_l2())));
-        }
-        if !self.bitmaps.is_empty() {
-            members.push(("bitmaps", Json::List(self.bitmaps.iter().map(bitmap_json).collect())));
-        }
-        if header.has_data_file() {
-            if let Some(name) = header.data_file() {
-                members.push(("data-file", Json::text(name)));
-            }
-            members.push((
-                "data-file-raw",
-                Json::Bool(header.autoclear.contains(Autoclear::DATA_FILE_RAW)),
-            ));
-        }
-        match (header.crypt, &self.luks) {
-            (CryptMethod::None, _) => {}
-            (CryptMethod::Aes, _) => {
-                members.push(("encrypt", Json::Object(vec![("format", Json::text("aes"))])));
-            }
-            (CryptMethod::Luks, Some(luks)) => members.push(("encrypt", luks_json(luks))),
-            (CryptMethod::Luks, None) => {
-                members.push(("encrypt", Json::Object(vec![("format", Json::text("luks"))])));
-            }
-        }
-        Some(Json::Object(members))
+        Some(specific(header, &self.bitmaps, self.luks.as_ref()))
     }
+}
+
+/// What only qcow2 images have.
+pub(crate) fn specific(
+    header: &Header,
+    bitmaps: &[BitmapDirectoryEntry],
+    luks: Option<&LuksHeader>,
+) -> Json {
+    let compression = match header.compression {
+        Compression::Deflate => "zlib",
+        Compression::Zstd => "zstd",
+    };
+    let mut members = vec![
+        ("compat", Json::text(if header.version == Version::V2 { "0.10" } else { "1.1" })),
+        ("compression-type", Json::text(compression)),
+        ("refcount-bits", Json::number(header.geometry().refcount_bits())),
+    ];
+    if header.version != Version::V2 {
+        let lazy = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
+        members.push(("lazy-refcounts", Json::Bool(lazy)));
+        members.push(("corrupt", Json::Bool(header.incompatible.contains(Incompatible::CORRUPT))));
+        members.push(("extended-l2", Json::Bool(header.geometry().extended_l2())));
+    }
+    if !bitmaps.is_empty() {
+        members.push(("bitmaps", Json::List(bitmaps.iter().map(bitmap_json).collect())));
+    }
+    if header.has_data_file() {
+        if let Some(name) = header.data_file() {
+            members.push(("data-file", Json::text(name)));
+        }
+        members.push((
+            "data-file-raw",
+            Json::Bool(header.autoclear.contains(Autoclear::DATA_FILE_RAW)),
+        ));
+    }
+    match (header.crypt, luks) {
+        (CryptMethod::None, _) => {}
+        (CryptMethod::Aes, _) => {
+            members.push(("encrypt", Json::Object(vec![("format", Json::text("aes"))])));
+        }
+        (CryptMethod::Luks, Some(luks)) => members.push(("encrypt", luks_json(luks))),
+        (CryptMethod::Luks, None) => {
+            members.push(("encrypt", Json::Object(vec![("format", Json::text("luks"))])));
+        }
+    }
+    Json::Object(members)
 }
 
 /// Whether the image has bitmaps to show. Warns if it has some that are not to be trusted.

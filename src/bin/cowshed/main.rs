@@ -14,6 +14,7 @@ mod convert;
 mod escape;
 mod failure;
 mod info;
+mod io;
 mod json;
 mod map;
 mod open;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::ArgMatches;
 use cowshed::Error;
+use cowshed::cache::CacheOptions;
 use cowshed::format::HostOffset;
 use cowshed::image::{
     Extents, Format, Gate as _, Identity, Image, LayerInfo, OpenOptions, Opened, Reference,
@@ -47,6 +48,43 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
+    /// For a verb whose options `clap` does not read: no option is given.
+    pub(crate) fn new(persona: Persona) -> Self {
+        Self {
+            persona,
+            format: None,
+            force_share: false,
+            exclusive: false,
+            direct: false,
+            allow: Vec::new(),
+            options: OpenOptions::default(),
+        }
+    }
+
+    /// Takes the image for this format instead of looking at its first bytes.
+    pub(crate) fn format(mut self, format: Option<String>) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Opens it although somebody writes to it, or not.
+    pub(crate) fn force_share(mut self, force_share: bool) -> Self {
+        self.force_share = force_share;
+        self
+    }
+
+    /// Lets images name these files, and what is in these folders.
+    pub(crate) fn allow(mut self, paths: Vec<PathBuf>) -> Self {
+        self.allow = paths;
+        self
+    }
+
+    /// Takes caches of these sizes.
+    pub(crate) fn caches(mut self, caches: CacheOptions) -> Self {
+        self.options.cache = caches;
+        self
+    }
+
     /// What the options say; `format` is the id of the one for the format.
     ///
     /// # Errors

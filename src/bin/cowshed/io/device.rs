@@ -1,0 +1,283 @@
+//! The image that the commands work on: how it is opened, opened anew, and closed.
+
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use cowshed::Error;
+use cowshed::format::{Incompatible, Version};
+use cowshed::image::{Format, detect};
+use cowshed::rt::SmolTimer;
+
+use crate::failure::{Failure, warn};
+use crate::open::{self, DiskImage, Opening};
+use crate::persona::Persona;
+
+use super::number::SECTOR_LEN_BYTES;
+use super::settings::{DetectZeroes, Names, Settings, Wrong};
+
+/// An open image.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// Requests in flight have it too.
+    pub(super) image: Arc<DiskImage>,
+    pub(super) format: Format,
+    /// Whether writing is refused.
+    pub(super) read_only: bool,
+    /// Whether discards do something.
+    pub(super) unmap: bool,
+    /// Whether flushes do nothing.
+    pub(super) no_flush: bool,
+    pub(super) detect_zeroes: DetectZeroes,
+    /// It is raw because its first bytes said so, and must not be made to say something else.
+    is_guessed: bool,
+    settings: Settings,
+    name: OsString,
+    told_corrupt: Cell<bool>,
+}
+
+/// Who opens images, and what it may open for them.
+#[derive(Debug, Clone)]
+pub(super) struct Opener {
+    pub(super) persona: Persona,
+    pub(super) allow: Vec<PathBuf>,
+}
+
+impl Opener {
+    /// Opens the image called `name`, or without a name the one that the settings name.
+    ///
+    /// # Errors
+    /// Something is wrong with the settings, the file or the image.
+    pub(super) async fn open(
+        &self,
+        name: Option<&OsStr>,
+        settings: Settings,
+    ) -> Result<Device, Failure> {
+        let shown = name.unwrap_or_default();
+        let failed = |wrong: Wrong| Failure::open(shown, wrong.text).with_hint(wrong.hint);
+        let file = file_name(name, &settings.names).map_err(failed)?;
+        refuse(&settings).map_err(failed)?;
+        let driver = settings.names.get("driver").cloned();
+        if let Some(driver) =
+            driver.as_ref().filter(|driver| *driver != "qcow2" && *driver != "raw")
+        {
+            return Err(failed(format!("Unknown driver '{driver}'").into()));
+        }
+        let flags = settings.generic().map_err(failed)?;
+        let is_guess = driver.is_none();
+        let mut opening = Opening::new(self.persona)
+            .format(driver)
+            .force_share(flags.force_share)
+            .allow(self.allow.clone())
+            .direct(flags.direct)
+            .caches(settings.caches().map_err(failed)?);
+        let write = settings.write(&flags).map_err(failed)?;
+        if !flags.read_only {
+            opening = opening.writable(write.clone());
+        }
+        let source = opening.source(&file).await?;
+        let format = source.format;
+        settings.known(format.name()).map_err(failed)?;
+        let opened = opening.opened(&file, source, None).await?;
+        let opened = opened.map_err(|error| failed(words(&error).into()))?;
+        if let Some(header) = opened.image.header().filter(|header| header.version == Version::V2) {
+            let reason = if write.lazy_refcounts == Some(true) {
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
+            } else if write.discard_no_unref {
+                "discard-no-unref is only supported since qcow2 version 3"
+            } else {
+                ""
+            };
+            drop(header);
+            if !reason.is_empty() {
+                // What cannot be closed has not been changed.
+                let _ = opened.image.close().await;
+                return Err(failed(reason.into()));
+            }
+        }
+        let is_guessed = is_guess && format == Format::Raw;
+        if is_guessed && !flags.read_only {
+            warn(&format!(
+                "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically \
+                 detecting the format is dangerous for raw images, write operations on block 0 will be \
+                 restricted.\n         Specify the 'raw' format explicitly to remove the restrictions.",
+                crate::escape::terminal(file.as_encoded_bytes())
+            ));
+        }
+        if let Some(cleaner) = opened.cleaner {
+            // It ends when the image is closed or dropped. Without a thread the caches keep what they have.
+            let _ = thread::Builder::new()
+                .name("cleaner".to_owned())
+                .spawn(move || open::block_on(cleaner.run(SmolTimer)));
+        }
+        let detect_zeroes = settings.detect_zeroes().map_err(failed)?;
+        Ok(Device {
+            image: Arc::new(opened.image),
+            format,
+            read_only: flags.read_only,
+            unmap: flags.unmap,
+            no_flush: flags.no_flush,
+            detect_zeroes,
+            is_guessed,
+            settings,
+            name: file,
+            told_corrupt: Cell::new(false),
+        })
+    }
+}
+
+impl Device {
+    /// The name of its driver.
+    pub(super) fn driver(&self) -> &'static str {
+        self.format.name()
+    }
+
+    /// How it was opened.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Opens it anew with other settings. If that fails, it is open with the old ones again, or not at all if that
+    /// fails too.
+    ///
+    /// # Errors
+    /// What is wrong with the new settings.
+    pub(super) async fn reopened(
+        self,
+        opener: &Opener,
+        settings: Settings,
+    ) -> (Option<Self>, Result<(), Failure>) {
+        let (name, old) = (self.name.clone(), self.settings.clone());
+        let format = self.driver().to_owned();
+        let is_guessed = self.is_guessed;
+        if let Err(failure) = self.close(opener.persona).await {
+            return (None, Err(failure));
+        }
+        let open = async |mut settings: Settings| {
+            // What the format is has been found out.
+            settings.names.insert("driver".to_owned(), format.clone());
+            settings.names.remove("file.filename");
+            opener.open(Some(&name), settings).await
+        };
+        let (opened, result) = match open(settings.clone()).await {
+            Ok(device) => (Ok((device, settings)), Ok(())),
+            Err(failure) => (open(old.clone()).await.map(|device| (device, old)), Err(failure)),
+        };
+        match opened {
+            Ok((device, settings)) => (Some(Self { settings, is_guessed, ..device }), result),
+            Err(failure) => (None, result.and(Err(failure))),
+        }
+    }
+
+    /// Closes it: what was written is in the file then.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(super) async fn close(self, persona: Persona) -> Result<(), Failure> {
+        let closed = self.image.close().await;
+        closed.map_err(|error| {
+            let reason = format!("closing failed: {}", open::reason(&error));
+            match persona {
+                Persona::Cowshed => Failure::image(&self.name, "", reason),
+                _ => Failure::message(reason),
+            }
+        })
+    }
+
+    /// Whether writing `data` at `offset` is allowed: a guest must not turn a raw image whose format was guessed into
+    /// one of another format.
+    pub(super) async fn allows(&self, data: &[u8], offset: u64) -> bool {
+        if !self.is_guessed || offset >= SECTOR_LEN_BYTES || data.is_empty() {
+            return true;
+        }
+        let len = self.image.virtual_size().min(SECTOR_LEN_BYTES);
+        // OK to unwrap: it is less than a sector.
+        let (start, len) =
+            (usize::try_from(offset).unwrap_or(0), usize::try_from(len).unwrap_or(0));
+        let mut sector = vec![0; len];
+        if self.image.read_at(&mut sector, 0).await.is_err() {
+            // The write will say what is wrong.
+            return true;
+        }
+        sector.iter_mut().skip(start).zip(data).for_each(|(old, new)| *old = *new);
+        detect(&sector) == Format::Raw
+    }
+
+    /// Says on standard error what the error of a request leaves out.
+    pub(super) fn explain(&self, persona: Persona, error: &Error) {
+        let reason = open::reason(error);
+        match (persona, error) {
+            (_, Error::OutOfBounds { .. }) => {}
+            (Persona::Cowshed, _) => warn(&format!(
+                "cowshed: {}: {}",
+                crate::escape::terminal(self.name.as_encoded_bytes()),
+                crate::escape::terminal(reason.as_bytes())
+            )),
+            (_, Error::Corrupt(_)) if !self.told_corrupt.replace(true) => {
+                let header = self.image.header();
+                let marked = header.is_some_and(|header| {
+                    !self.read_only && header.incompatible.contains(Incompatible::CORRUPT)
+                });
+                let reason = crate::escape::terminal(reason.as_bytes());
+                warn(&match marked {
+                    true => format!(
+                        "qcow2: Marking image as corrupt: {reason}; further corruption events will be suppressed"
+                    ),
+                    false => format!(
+                        "qcow2: Image is corrupt: {reason}; further non-fatal corruption events will be suppressed"
+                    ),
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The name of the file: that of the command line, or that of the settings.
+fn file_name(name: Option<&OsStr>, names: &Names) -> Result<OsString, Wrong> {
+    match (name, names.get("file.filename")) {
+        (Some(_), Some(_)) => {
+            Err("Can't specify 'file' and 'filename' options at the same time".into())
+        }
+        (Some(name), None) => Ok(name.to_owned()),
+        (None, Some(name)) => Ok(name.into()),
+        (None, None) if names.contains_key("file.driver") => {
+            Err("The 'file' block driver requires a file name".into())
+        }
+        (None, None) => match names.get("driver").map(String::as_str) {
+            Some("qcow2" | "raw") => Err("A block device must be specified for \"file\"".into()),
+            Some(other) => Err(format!("Unknown driver '{other}'").into()),
+            None => Err("Must specify either driver or file".into()),
+        },
+    }
+}
+
+/// Refuses what QEMU has and this command lacks.
+fn refuse(settings: &Settings) -> Result<(), Wrong> {
+    if settings.flags.snapshot {
+        return Err("-s (a temporary snapshot) is not supported".into());
+    }
+    if settings.flags.copy_on_read {
+        return Err("-C (copy on read) is not supported".into());
+    }
+    for (name, value) in &settings.names {
+        let is_refused = match name.as_str() {
+            "file.driver" => value != "file" && value != "host_device",
+            name => ["backing", "data-file", "encrypt"].into_iter().any(|refused| {
+                name.strip_prefix(refused)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            }),
+        };
+        if is_refused {
+            return Err(format!("the option {name}={value} is not supported").into());
+        }
+    }
+    Ok(())
+}
+
+/// The engine's words for an image that does not open. Wrong options of the caches are said as QEMU says them.
+fn words(error: &Error) -> String {
+    open::reason(error)
+}

@@ -1,0 +1,148 @@
+//! Opening, closing and opening anew, with the options of QEMU's drivers.
+
+use super::Pair;
+
+/// Options, good and bad, of the engine and of the file.
+const OPTIONS: &[&str] = &[
+    "lazy-refcounts=on",
+    "lazy-refcounts=foo",
+    "cache-size=foo",
+    "cache-size=1M",
+    "l2-cache-size=2M,cache-size=1M",
+    "refcount-cache-size=2M,cache-size=1M",
+    "l2-cache-size=1M,refcount-cache-size=1M,cache-size=1M",
+    "l2-cache-entry-size=1000",
+    "l2-cache-entry-size=128k",
+    "l2-cache-entry-size=512",
+    "l2-cache-size=99999999999999999999",
+    "l2-cache-size=-1",
+    "l2-cache-size=5x",
+    "overlap-check=foo",
+    "overlap-check=all",
+    "overlap-check.template=foo",
+    "overlap-check=none,overlap-check.template=all",
+    "overlap-check.template=none,overlap-check.main-header=on",
+    "overlap-check.main-header=foo",
+    "overlap-check.foo=on",
+    "discard=foo",
+    "discard=ignore",
+    "foo=bar",
+    "foo",
+    "nofoo",
+    ",",
+    "=x",
+    "a=b,c",
+    "cache-clean-interval=0",
+    "cache-clean-interval=-1",
+    "cache-clean-interval=99999999999",
+    "cache-clean-interval=foo",
+    "cache-clean-interval=99999999999999999999",
+    "pass-discard-request=off,pass-discard-other=on",
+    "discard-no-unref=on",
+    "cache.direct=on",
+    "cache.direct=foo",
+    "cache.no-flush=on",
+    "detect-zeroes=on",
+    "detect-zeroes=foo",
+    "detect-zeroes=unmap",
+    "discard=ignore,detect-zeroes=unmap",
+    "file.foo=bar",
+    "file.driver=file",
+    "driver=foo",
+];
+
+fn images() -> Pair {
+    Pair::new(|folder| {
+        folder.create(&[], "a.qcow2", "1M");
+        folder.create(&["-o", "compat=0.10"], "v2.qcow2", "1M");
+        folder.write("a.raw", [0; 4096]);
+    })
+}
+
+#[test]
+fn options_of_drivers_are_checked_as_qemu_checks_them() {
+    let pair = images();
+    for options in OPTIONS {
+        pair.same(&["-c", &format!("open -r -o {options} a.qcow2"), "-c", "length"]);
+        pair.same(&["-r", "-c", &format!("reopen -o {options}"), "-c", "length", "a.qcow2"]);
+        pair.same(&["-c", &format!("open -o {options}")]);
+    }
+    pair.same(&["-c", "open -r -o driver=raw a.qcow2", "-c", "map"]);
+    pair.same(&["-c", "open -r -o driver=qcow2,driver=raw a.qcow2", "-c", "map"]);
+    pair.same(&["-c", "open -r -o driver=qcow2,file.filename=a.qcow2", "-c", "length"]);
+    pair.same(&["-c", "open -r -o driver=qcow2,file.filename=a.qcow2 a.qcow2", "-c", "length"]);
+    pair.same(&[
+        "-r",
+        "--image-opts",
+        "driver=qcow2,file.driver=file,file.filename=a.qcow2",
+        "-c",
+        "map",
+    ]);
+    pair.same(&[
+        "-r",
+        "--image-opts",
+        "file.filename=a.qcow2",
+        "-c",
+        "open -o x y",
+        "-c",
+        "length",
+    ]);
+    pair.same(&["--image-opts", "a.qcow2", "-c", "length"]);
+}
+
+#[test]
+fn images_are_closed_and_opened() {
+    let pair = images();
+    pair.same_commands(
+        &["-r", "a.qcow2"],
+        &[
+            "open -r a.qcow2",
+            "close",
+            "length",
+            "close",
+            "c",
+            "open none",
+            "open -x a.qcow2",
+            "open -r a.qcow2 b",
+            "o -r a.qcow2",
+            "l",
+            "close",
+            "open -r -t foo a.qcow2",
+            "open -r -d foo a.qcow2",
+            "open -r -i foo a.qcow2",
+            "open -rk a.qcow2",
+            "open -U a.qcow2",
+            "open -rU a.qcow2",
+            "l",
+            "open -rU -o force-share=off x",
+            "map",
+        ],
+    );
+}
+
+#[test]
+fn images_are_opened_anew() {
+    let pair = images();
+    pair.same_commands(
+        &["-r", "a.qcow2"],
+        &[
+            "reopen",
+            "reopen -r",
+            "write 0 1",
+            "reopen -rw",
+            "reopen -r -w",
+            "reopen -c foo",
+            "reopen -c none",
+            "reopen -c writeback",
+            "reopen -r -o read-only=on",
+            "reopen -c none -o cache.direct=on",
+            "reopen -o l2-cache-size=64k",
+            "length",
+            "reopen -o cache-size=1M,l2-cache-size=2M",
+            "length",
+            "read 0 1k",
+            "reopen -o read-only=foo",
+        ],
+    );
+    pair.same_commands(&["-r", "v2.qcow2"], &["reopen -o l2-cache-size=1M", "length"]);
+}
