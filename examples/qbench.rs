@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! qbench cowshed WORKLOAD FILE [key=value ...]
-//!   WORKLOAD: open | read | toraw | check | map
-//!   keys: size= (bytes addressed, default the virtual size) bs= n= qd= threads= stride= (in blocks; odd and large reads
-//!         all over) direct=1 l2=BYTES out=FILE warm=1 (once unmeasured before) off= (where `open` reads)
+//!   WORKLOAD: open | read | write | toraw | fromraw | check | map
+//!   keys: size= (bytes addressed, default the virtual size) bs= n= qd= threads= stride= (in blocks; odd and large goes
+//!         all over) direct=1 l2=BYTES in=FILE out=FILE warm=1 (once unmeasured before) off= (where `open` reads)
+//!         flushevery=N (requests) compress=1 (`fromraw` writes compressed clusters)
 //! ```
+//!
+//! `write` overwrites or allocates, as the image has it; `fromraw` copies what is not zero. The flush at the end of both
+//! is measured apart, as `flush=`.
 //!
 //! It speaks the command line of the benchmark harness that measures other engines on the same files, so that all are
 //! measured in one run; `docs/performance.md` says how. Requests are driven as an embedder without a runtime would:
@@ -24,9 +28,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cowshed::image::check::CheckOptions;
-use cowshed::image::{ExtentKind, Format, Identity, Image, OpenOptions, RefuseAll, Source};
+use cowshed::image::{
+    ExtentKind, Format, Identity, Image, OpenOptions, RefuseAll, Source, WriteOptions,
+};
 use cowshed::rt::{DiskStorage, FileOptions, ThreadWorkers, block_on, open_storage};
 use cowshed::storage::Buf;
+use futures::stream::{FuturesUnordered, StreamExt};
 
 struct Arguments {
     workload: String,
@@ -48,9 +55,17 @@ impl Arguments {
         })
     }
 
+    fn writes(&self) -> bool {
+        matches!(self.workload.as_str(), "write" | "fromraw")
+    }
+
     fn report(&self, secs: f64, n: u64, bytes: u64, extra: &str) {
+        self.report_with_flush(secs, 0.0, n, bytes, extra);
+    }
+
+    fn report_with_flush(&self, secs: f64, flush: f64, n: u64, bytes: u64, extra: &str) {
         println!(
-            "engine=cowshed wl={} qd={} threads={} n={n} secs={secs:.6} flush=0.000000 iops={:.0} mibs={:.1} \
+            "engine=cowshed wl={} qd={} threads={} n={n} secs={secs:.6} flush={flush:.6} iops={:.0} mibs={:.1} \
              us_per_op={:.2} rss_kb={} {extra}",
             self.workload,
             self.number("qd", 1),
@@ -64,7 +79,8 @@ impl Arguments {
 }
 
 async fn open(arguments: &Arguments) -> Image<DiskStorage> {
-    let options = FileOptions::new().direct(arguments.number("direct", 0) == 1);
+    let options =
+        FileOptions::new().direct(arguments.number("direct", 0) == 1).writable(arguments.writes());
     let storage = open_storage(&arguments.file, &options).expect("the image file");
     let (device, inode) = storage.identity();
     let source = Source {
@@ -75,6 +91,9 @@ async fn open(arguments: &Arguments) -> Image<DiskStorage> {
     };
     let mut options = OpenOptions::default();
     options.workers = Some(Arc::new(ThreadWorkers::new()));
+    if arguments.writes() {
+        options.write = Some(WriteOptions::default());
+    }
     if arguments.keys.contains_key("l2") {
         options.cache.l2_cache_size = Some(arguments.number("l2", 0));
     }
@@ -93,13 +112,25 @@ async fn requests(
     let count = arguments.number("n", blocks) / threads;
     let depth = arguments.number("qd", 1).min(count).max(1);
     let stride = u128::from(arguments.number("stride", 1));
+    let (writes, flush_every) = (arguments.writes(), arguments.number("flushevery", 0));
     let next = Cell::new(0);
     let worker = || async {
         let mut buf = Buf::aligned(usize::try_from(block_len).unwrap(), 4096);
+        if writes {
+            fill(&mut buf);
+        }
         while next.get() < count {
-            let index = u128::from(next.replace(next.get() + 1) * threads + thread);
+            let turn = next.replace(next.get() + 1);
+            let index = u128::from(turn * threads + thread);
             let block = u64::try_from(index * stride % u128::from(blocks)).unwrap();
-            image.read_at(&mut buf, block * block_len).await.expect("a read");
+            if writes {
+                image.write_at(&buf, block * block_len).await.expect("a write");
+            } else {
+                image.read_at(&mut buf, block * block_len).await.expect("a read");
+            }
+            if flush_every > 0 && turn % flush_every == flush_every - 1 {
+                image.flush().await.expect("a flush");
+            }
         }
     };
     if depth == 1 {
@@ -139,6 +170,67 @@ async fn to_raw(image: &Image<DiskStorage>, out: &str) {
     copy(&data).await;
 }
 
+/// Copies a file to the disk but for what is zeros, by clusters of 64 KiB.
+async fn from_raw(image: &Image<DiskStorage>, arguments: &Arguments) -> u64 {
+    const CLUSTER_LEN: usize = 64 << 10;
+    let input = std::fs::File::open(&arguments.keys["in"]).unwrap();
+    let len = input.metadata().unwrap().len();
+    let compress = arguments.number("compress", 0) == 1;
+    let in_flight_max = 16;
+    let mut in_flight = FuturesUnordered::new();
+    let mut buf = vec![0; 2 << 20];
+    let mut offset = 0;
+    while offset < len {
+        let part = &mut buf[..usize::try_from((len - offset).min(2 << 20)).unwrap()];
+        input.read_exact_at(part, offset).unwrap();
+        let mut at = 0;
+        while at < part.len() {
+            let cluster = |at: usize| &part[at..part.len().min(at + CLUSTER_LEN)];
+            let zeros = is_zeros(cluster(at));
+            let start = at;
+            at += CLUSTER_LEN;
+            if compress {
+                if !zeros {
+                    let (data, at) = (cluster(start).to_vec(), offset + start as u64);
+                    in_flight.push(async move { image.write_compressed_at(&data, at).await });
+                }
+                if in_flight.len() >= in_flight_max {
+                    in_flight.next().await.unwrap().expect("a write");
+                }
+                continue;
+            }
+            while at < part.len() && is_zeros(cluster(at)) == zeros {
+                at += CLUSTER_LEN;
+            }
+            if !zeros {
+                let run = &part[start..at.min(part.len())];
+                image.write_at(run, offset + start as u64).await.expect("a write");
+            }
+        }
+        offset += part.len() as u64;
+    }
+    while let Some(result) = in_flight.next().await {
+        result.expect("a write");
+    }
+    len
+}
+
+/// Bytes that nothing compresses.
+fn fill(buf: &mut [u8]) {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for word in buf.chunks_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
+    }
+}
+
+fn is_zeros(bytes: &[u8]) -> bool {
+    let mut words = bytes.chunks_exact(16);
+    words.by_ref().all(|word| word == [0; 16]) && words.remainder().iter().all(|&byte| byte == 0)
+}
+
 /// The most memory that this process had, in KiB.
 fn memory_peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -146,10 +238,21 @@ fn memory_peak_kib() -> u64 {
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
+/// Makes what was written durable; in how many seconds.
+fn flush(image: &Image<DiskStorage>, arguments: &Arguments) -> f64 {
+    let start = Instant::now();
+    if arguments.writes() {
+        block_on(image.flush()).expect("a flush");
+    }
+    start.elapsed().as_secs_f64()
+}
+
 fn main() {
     let mut words = std::env::args().skip(1);
     let (Some(_), Some(workload), Some(file)) = (words.next(), words.next(), words.next()) else {
-        eprintln!("usage: qbench cowshed open|read|toraw|check|map FILE [key=value ...]");
+        eprintln!(
+            "usage: qbench cowshed open|read|write|toraw|fromraw|check|map FILE [key=value ...]"
+        );
         std::process::exit(2);
     };
     let pair = |word: String| {
@@ -171,7 +274,7 @@ fn main() {
                 format!("open_us={} read_us={}", opened.as_micros(), start.elapsed().as_micros());
             arguments.report(secs, 1, 4096, &extra);
         }
-        "read" => {
+        "read" | "write" => {
             if arguments.number("warm", 0) == 1 {
                 block_on(requests(image, arguments, 0, 1));
             }
@@ -188,11 +291,17 @@ fn main() {
                 })
             };
             let bytes = count * arguments.number("bs", 4096);
-            arguments.report(start.elapsed().as_secs_f64(), count, bytes, "");
+            let secs = start.elapsed().as_secs_f64();
+            arguments.report_with_flush(secs, flush(image, arguments), count, bytes, "");
         }
         "toraw" => {
             block_on(to_raw(image, &arguments.keys["out"]));
             arguments.report(start.elapsed().as_secs_f64(), 1, image.virtual_size(), "");
+        }
+        "fromraw" => {
+            let len = block_on(from_raw(image, arguments));
+            let secs = start.elapsed().as_secs_f64();
+            arguments.report_with_flush(secs, flush(image, arguments), 1, len, "");
         }
         "map" => {
             let extents = block_on(async {
@@ -217,4 +326,5 @@ fn main() {
             std::process::exit(1);
         }
     }
+    block_on(image.close()).expect("a close");
 }
