@@ -56,6 +56,7 @@ const VERBS: &[Verb] = &[
     verb!(compare),
     verb!(convert),
     verb!(snapshot),
+    verb!(bench),
     verb!(io),
     verb!(read),
     verb!(verdict),

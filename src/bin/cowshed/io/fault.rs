@@ -35,7 +35,7 @@ impl From<io::Error> for Fault {
 }
 
 /// What C calls the error number that QEMU has for this error.
-pub(super) fn strerror(error: &Error) -> String {
+pub(crate) fn strerror(error: &Error) -> String {
     match error {
         Error::Storage { source, .. } | Error::Open { source, .. } => io_strerror(source),
         Error::Unsupported(_) => "Operation not supported".to_owned(),

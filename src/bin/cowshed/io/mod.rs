@@ -36,6 +36,7 @@ use crate::open;
 use crate::persona::Persona;
 
 use fault::Fault;
+pub(crate) use fault::strerror;
 use flags::Flags;
 use getopt::{Getopt, Long};
 use settings::{Names, Settings};
