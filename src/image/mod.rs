@@ -27,6 +27,7 @@ mod inflated;
 mod l1;
 mod layer;
 mod map;
+mod measure;
 mod metadata;
 #[cfg(feature = "sim")]
 pub mod mutant;
@@ -55,6 +56,7 @@ pub use create::{CreateOptions, create};
 pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};
 pub use map::{Extent, ExtentKind, Extents};
+pub use measure::Measurement;
 pub use open::Opened;
 pub use options::{
     OpenOptions, Preallocation, References, ResizeOptions, SnapshotSelector, WriteOptions, ZeroMode,

@@ -55,6 +55,8 @@ const VERBS: &[Verb] = &[
     verb!(check),
     verb!(compare),
     verb!(convert),
+    verb!(create),
+    verb!(measure),
     verb!(snapshot),
     verb!(bench),
     verb!(io),
@@ -117,7 +119,7 @@ fn command(persona: Persona) -> Command {
                 .action(clap::ArgAction::SetTrue)
                 .help("Print the version"),
         )
-        .about("Inspects, checks, compares, converts and judges qcow2 images")
+        .about("Makes, inspects, checks, compares, converts and judges qcow2 images")
         .after_help(
             "Run a command with --help for its options. Verbs, options, output and exit codes are those of qemu-img;\n\
              `read` and `verdict` are cowshed's own.\n\n\

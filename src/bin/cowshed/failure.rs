@@ -78,6 +78,22 @@ impl Failure {
         Self { hint, ..self }
     }
 
+    /// The same for the new image `image`, whose backing file it is that cannot be opened.
+    #[must_use]
+    pub(crate) fn of_backing_file(self, image: &OsStr, persona: Persona) -> Self {
+        let (backing, reason) = match self.what {
+            What::Image { image, reason, .. } => (image, reason),
+            what => return Self { what, ..self },
+        };
+        let reason = match persona {
+            Persona::Cowshed => format!("backing file '{}': {reason}", backing.display()),
+            Persona::QemuImg | Persona::QemuIo => reason,
+        };
+        let hint = "Could not open backing image.".to_owned();
+        Self::image(image, image.display().to_string(), reason)
+            .with_hint((persona == Persona::QemuImg).then_some(hint))
+    }
+
     /// The same with another exit code.
     #[must_use]
     pub(crate) fn with_code(self, code: u8) -> Self {

@@ -123,6 +123,23 @@ impl Opening {
         })
     }
 
+    /// Opens the backing file of a new image, in `format` if it is given, whoever else uses it.
+    pub(crate) fn of_backing_file(
+        persona: Persona,
+        format: Option<&str>,
+        allow: Vec<PathBuf>,
+    ) -> Self {
+        Self {
+            persona,
+            format: format.map(str::to_owned),
+            force_share: true,
+            exclusive: false,
+            direct: false,
+            allow,
+            options: OpenOptions::default(),
+        }
+    }
+
     /// Opens for writing: for what [`Image`]'s methods that change something need. Backing files are read all the same.
     ///
     /// The locks are those of QEMU: nobody else may write to the image, or to a raw one change its length.

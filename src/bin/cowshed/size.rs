@@ -49,6 +49,17 @@ pub(crate) enum SizeError {
 /// [`SizeError::Syntax`] for what is none of these, [`SizeError::Range`] for negative numbers and those above
 /// [`SIZE_MAX`].
 pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
+    match parse_u64(text) {
+        Ok(size) if size > SIZE_MAX => Err(SizeError::Range),
+        parsed => parsed,
+    }
+}
+
+/// As [`parse`], up to 2^64.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn parse_u64(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches(|c: char| c.is_ascii_whitespace());
     let (negative, text) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
@@ -59,11 +70,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
         Some(digits) => hexadecimal(digits)?,
         None => decimal(text)?,
     };
-    if negative {
-        Err(SizeError::Range)
-    } else {
-        magnitude.filter(|&n| n <= SIZE_MAX).ok_or(SizeError::Range)
-    }
+    if negative { Err(SizeError::Range) } else { magnitude.ok_or(SizeError::Range) }
 }
 
 /// The value of hexadecimal digits; `None` if it does not fit.

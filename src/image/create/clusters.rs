@@ -241,16 +241,16 @@ impl Clusters {
 
 /// How many clusters the refcount structures of an image have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct RefcountClusters {
+pub(in crate::image) struct RefcountClusters {
     /// Of the refcount table.
-    pub(super) table: u64,
+    pub(in crate::image) table: u64,
     /// Refcount blocks.
-    pub(super) blocks: u64,
+    pub(in crate::image) blocks: u64,
 }
 
 /// The refcount structures for `clusters` clusters and for themselves: the least that suffices, or with `generous` as
 /// much as a table that is half as long again needs. Matches qcow2_refcount_metadata_size in qcow2-refcount.c.
-pub(super) fn refcount_clusters(
+pub(in crate::image) fn refcount_clusters(
     geometry: Geometry,
     mut clusters: u64,
     mut generous: bool,

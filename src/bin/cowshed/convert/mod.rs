@@ -309,7 +309,11 @@ async fn open_sources(
     Ok(images)
 }
 
-async fn open_snapshot(
+/// Opens an image at the snapshot that `-l` says.
+///
+/// # Errors
+/// It cannot be opened, or there is no such snapshot.
+pub(crate) async fn open_snapshot(
     name: &OsStr,
     opening: &Opening,
     wanted: &Wanted,
@@ -360,7 +364,7 @@ async fn open_snapshot(
 }
 
 /// Which snapshot `-l` says.
-enum Wanted {
+pub(crate) enum Wanted {
     /// One with this id, or else with this name.
     IdOrName(String),
     /// One with this id and this name, as far as they are given.
@@ -368,7 +372,11 @@ enum Wanted {
 }
 
 impl Wanted {
-    fn parse(text: &str) -> Result<Self, Failure> {
+    /// The value of `-l`.
+    ///
+    /// # Errors
+    /// It says something else.
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         if !text.starts_with("snapshot.") {
             return Ok(Self::IdOrName(text.to_owned()));
         }

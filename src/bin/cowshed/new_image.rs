@@ -1,0 +1,200 @@
+//! Making new images in files: what is opened, locked and emptied, and what goes away again if it fails.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use cowshed::Error;
+use cowshed::image::{CreateOptions, Preallocation, create};
+use cowshed::rt::{FileOptions, FileStorage, LockMode};
+use cowshed::storage::{Buf, SendStorage as _};
+
+use crate::failure::Failure;
+use crate::format_options::OptionError;
+use crate::open;
+use crate::persona::Persona;
+
+/// Disks have whole sectors.
+const SECTOR_LEN_BYTES: u64 = 512;
+/// Zeros that are written at a time, in bytes.
+const ZEROS_LEN_BYTES: u64 = 1 << 20;
+
+/// A new image's name, and who makes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewImage<'a> {
+    /// The file's name.
+    pub(crate) name: &'a OsStr,
+    /// Who the command is.
+    pub(crate) persona: Persona,
+}
+
+impl NewImage<'_> {
+    /// Something is wrong with it.
+    pub(crate) fn failure(self, reason: impl ToString) -> Failure {
+        Failure::image(self.name, self.name.display().to_string(), reason)
+    }
+
+    /// Something is wrong with its options.
+    pub(crate) fn wrong_options(self, error: OptionError) -> Failure {
+        let hint = error.hint.filter(|_| self.persona == Persona::QemuImg);
+        self.failure(error.message).with_hint(hint.map(str::to_owned))
+    }
+
+    /// Makes a qcow2 image, and its data file next to it, if it has one. An old file is emptied, unless it is locked, is
+    /// one of those to `keep`, or the options are wrong. If it fails there is no file.
+    ///
+    /// # Errors
+    /// [`Self::failure`].
+    pub(crate) async fn create_qcow2(
+        self,
+        options: &CreateOptions,
+        keep: &[(u64, u64)],
+    ) -> Result<(), Failure> {
+        options.validate().map_err(|error| self.engine_failure(&error))?;
+        let image = self.open(Path::new(self.name), keep)?;
+        let data_file = match &options.data_file {
+            Some(name) => {
+                // As it will be looked for when the image is opened.
+                let folder = Path::new(self.name).parent().unwrap_or(Path::new(""));
+                let keep = [keep, &[image.storage.identity()]].concat();
+                match self.open(&folder.join(OsStr::from_bytes(name)), &keep) {
+                    Ok(data_file) => Some(data_file),
+                    Err(failure) => {
+                        image.remove();
+                        return Err(failure);
+                    }
+                }
+            }
+            None => None,
+        };
+        let storage = data_file.as_ref().map(|data_file| &data_file.storage);
+        let created = create(&image.storage, storage, options).await;
+        created.map_err(|error| {
+            image.remove();
+            data_file.iter().for_each(NewFile::remove);
+            self.engine_failure(&error)
+        })
+    }
+
+    /// Makes a raw image of `size` bytes, rounded up to whole sectors. As [`Self::create_qcow2`].
+    ///
+    /// # Errors
+    /// [`Self::failure`].
+    pub(crate) async fn create_raw(
+        self,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<(), Failure> {
+        let too_large = || self.failure("The image size is too large for file format 'raw'");
+        let size = size.checked_next_multiple_of(SECTOR_LEN_BYTES).ok_or_else(too_large)?;
+        let image = self.open(Path::new(self.name), &[])?;
+        image.grow(size, preallocation).await.map_err(|error| {
+            image.remove();
+            match error.kind() {
+                io::ErrorKind::FileTooLarge => too_large(),
+                _ => self.failure(open::io_reason(&error)),
+            }
+        })
+    }
+
+    /// Opens a file to make anew.
+    fn open(self, path: &Path, keep: &[(u64, u64)]) -> Result<NewFile, Failure> {
+        if identity(path).is_some_and(|identity| keep.contains(&identity)) {
+            return Err(self.failure(
+                "Error: Trying to create an image with the same filename as the backing file",
+            ));
+        }
+        NewFile::open(path).map_err(|error| {
+            let text = match std::fs::metadata(path) {
+                Ok(metadata) if metadata.is_dir() => "Is a directory".to_owned(),
+                _ => open::io_reason(&error),
+            };
+            let reason = match (self.persona, error.kind()) {
+                (Persona::Cowshed, _) if path == Path::new(self.name) => {
+                    format!("cannot be created: {text}")
+                }
+                (Persona::Cowshed, _) => {
+                    format!("data file '{}' cannot be created: {text}", path.display())
+                }
+                (_, io::ErrorKind::ResourceBusy) => text,
+                _ => format!("Could not create '{}': {text}", path.display()),
+            };
+            self.failure(reason).with_hint(open::lock_hint(&error, self.persona))
+        })
+    }
+
+    fn engine_failure(self, error: &Error) -> Failure {
+        match error {
+            Error::Storage { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => {
+                self.failure("The image size is too large for file format 'qcow2' (try using a larger cluster size)")
+            }
+            error => self.failure(open::reason(error)),
+        }
+    }
+}
+
+/// What tells whether two names are the same file, if there is one.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// A file that was made, or emptied.
+struct NewFile {
+    path: PathBuf,
+    storage: FileStorage,
+}
+
+impl NewFile {
+    /// Makes the file, or empties it under its lock.
+    fn open(path: &Path) -> io::Result<Self> {
+        let options = FileOptions::new()
+            .writable(true)
+            .lock(LockMode::Exclusive)
+            .create(true)
+            .truncate(true)
+            .block_device(true);
+        Ok(Self { path: path.to_owned(), storage: FileStorage::open(path, &options)? })
+    }
+
+    /// Makes the file, which is empty, `size` bytes long.
+    async fn grow(&self, size: u64, preallocation: Preallocation) -> io::Result<()> {
+        let storage = &self.storage;
+        if !storage.file().metadata()?.is_file() {
+            return match storage.len().await? < size {
+                true => Err(io::Error::other("the device is too small")),
+                false => Ok(()),
+            };
+        }
+        storage.set_len(size).await?;
+        match preallocation {
+            Preallocation::Off | Preallocation::Metadata => return Ok(()),
+            Preallocation::Falloc => storage.write_zeroes(0, size).await?,
+            Preallocation::Full => {
+                let mut offset = 0;
+                while offset < size {
+                    let len = ZEROS_LEN_BYTES.min(size - offset);
+                    // OK to unwrap: 1 MiB at most.
+                    let zeros = Buf::zeroed(usize::try_from(len).unwrap_or_default());
+                    storage.write_at(zeros, offset).await?;
+                    offset += len;
+                }
+            }
+        }
+        storage.flush().await
+    }
+
+    /// Removes the file, of which nothing is of use any more.
+    fn remove(&self) {
+        if self.storage.file().metadata().is_ok_and(|metadata| metadata.is_file()) {
+            // There is an error to report already.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Where the backing file `backing` of the image `name` is.
+pub(crate) fn backing_path(name: &OsStr, backing: &OsStr) -> OsString {
+    Path::new(name).parent().unwrap_or(Path::new("")).join(backing).into_os_string()
+}
