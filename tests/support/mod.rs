@@ -19,6 +19,7 @@ pub mod matrix;
 pub mod open;
 pub mod qemu;
 pub mod seeds;
+pub mod tables;
 
 #[allow(unused_imports, reason = "each test uses a part of it")]
 pub use {

@@ -1,0 +1,66 @@
+//! Images to damage: small, of different geometries, with snapshots, compressed clusters and a bitmap, made by QEMU.
+
+use super::support::data::pattern_file;
+use super::support::qemu;
+use super::support::tables::Tables;
+
+/// A sound image.
+pub struct Base {
+    pub name: &'static str,
+    pub tables: Tables,
+}
+
+/// Guest clusters of the images: two written before the snapshot and again after it, one only before, one only after.
+pub const REWRITTEN: u64 = 0;
+/// Only the snapshot and the active state share it.
+pub const KEPT: u64 = 2;
+/// Written after the snapshot.
+pub const FRESH: u64 = 5;
+/// Compressed, after the snapshot.
+pub const PACKED: u64 = 8;
+/// Never written.
+pub const EMPTY: u64 = 12;
+/// In the last L2 table.
+pub const FAR: u64 = 62;
+
+/// The images, made once for a test.
+pub fn bases() -> Vec<Base> {
+    [
+        ("64 KiB", "cluster_size=64k"),
+        ("4 KiB, version 2", "cluster_size=4k,compat=0.10"),
+        ("512 bytes", "cluster_size=512"),
+        ("16 KiB, extended L2", "cluster_size=16k,extended_l2=on"),
+        (
+            "4 KiB, refcounts of 64 bits, zstd",
+            "cluster_size=4k,refcount_bits=64,compression_type=zstd",
+        ),
+    ]
+    .into_iter()
+    .map(|(name, options)| Base { name, tables: make(options) })
+    .collect()
+}
+
+fn make(options: &str) -> Tables {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    qemu::img(dir.path(), ["create", "-q", "-f", "qcow2", "-o", options, "image.qcow2", "1G"]);
+    let size = Tables { bytes: std::fs::read(&path).unwrap() }.cluster_size();
+    // As many clusters as fit one L2 table of the smallest clusters.
+    let len = (64 * size).to_string();
+    qemu::img(dir.path(), ["resize", "-q", "--shrink", "-f", "qcow2", "image.qcow2", &len]);
+    let write = |cluster: u64, count: u64, file: usize| {
+        let file = pattern_file(file);
+        format!("write -q -s {} {} {}", file.display(), cluster * size, count * size)
+    };
+    let io = |commands: &[String]| qemu::io(dir.path(), "qcow2", "image.qcow2", commands);
+    io(&[write(REWRITTEN, 4, 1), write(20, 3, 3), write(FAR, 1, 5)]);
+    qemu::img(dir.path(), ["snapshot", "-c", "old", "image.qcow2"]);
+    let packed = format!("write -q -c -P 7 {} {}", PACKED * size, size);
+    let packed_2 =
+        packed.replacen(&(PACKED * size).to_string(), &((PACKED + 1) * size).to_string(), 1);
+    io(&[write(REWRITTEN, 2, 7), write(FRESH, 2, 1), packed, packed_2, write(40, 2, 3)]);
+    if !options.contains("0.10") {
+        qemu::img(dir.path(), ["bitmap", "--add", "-f", "qcow2", "image.qcow2", "b"]);
+    }
+    Tables { bytes: std::fs::read(&path).unwrap() }
+}
