@@ -27,7 +27,7 @@ use bases::{Base, EMPTY, FAR, FRESH, KEPT, PACKED, REWRITTEN, bases};
 use damages::{damages, random_damage};
 use support::data::Choices;
 use support::seeds::for_each_seed;
-use world::{Op, OpKind, run};
+use world::{Op, OpKind, World};
 
 /// Requests to one guest cluster, each in several shapes.
 fn requests(size: u64, cluster: u64) -> Vec<Op> {
@@ -66,9 +66,10 @@ fn mixed(base: &Base, choices: &mut Choices, count: usize) -> Vec<Op> {
 #[ignore = "the engine does not write yet"]
 fn sound_image_takes_every_request() {
     for base in bases() {
+        let world = World::new(&base.tables.bytes);
         for cluster in [REWRITTEN, KEPT, FRESH, PACKED, EMPTY, FAR] {
             for op in requests(base.tables.cluster_size(), cluster) {
-                let outcome = run(&base.tables.bytes, std::slice::from_ref(&op), &base.name);
+                let outcome = world.run(std::slice::from_ref(&op), &base.name);
                 // QEMU packs no cluster that is allocated, either.
                 if op.kind != OpKind::Compressed {
                     assert_eq!((outcome.done, outcome.refused), (1, vec![]), "{op:?}");
@@ -76,7 +77,7 @@ fn sound_image_takes_every_request() {
             }
         }
         for_each_seed(20, |seed| {
-            run(&base.tables.bytes, &mixed(&base, &mut Choices::new(seed), 12), &base.name);
+            world.run(&mixed(&base, &mut Choices::new(seed), 12), &base.name);
         });
     }
 }
@@ -87,9 +88,10 @@ fn request_to_a_damaged_image_changes_what_it_names_or_is_refused() {
     let (mut done, mut refused) = (0, BTreeMap::new());
     for base in bases() {
         for damage in damages(&base) {
+            let world = World::new(&damage.bytes);
             for cluster in [REWRITTEN, KEPT, FRESH, FRESH + 1, PACKED, EMPTY, FAR] {
                 for op in requests(base.tables.cluster_size(), cluster) {
-                    let outcome = run(&damage.bytes, &[op], &damage.name);
+                    let outcome = world.run(&[op], &damage.name);
                     done += outcome.done;
                     for reason in outcome.refused {
                         *refused.entry(reason).or_insert(0) += 1;
@@ -109,9 +111,10 @@ fn request_to_a_damaged_image_changes_what_it_names_or_is_refused() {
 fn many_requests_to_a_damaged_image_change_what_they_name() {
     for base in bases() {
         for damage in damages(&base) {
+            let world = World::new(&damage.bytes);
             for_each_seed(4, |seed| {
                 let ops = mixed(&base, &mut Choices::new(seed), 12);
-                run(&damage.bytes, &ops, &(&damage.name, seed));
+                world.run(&ops, &(&damage.name, seed));
             });
         }
     }
@@ -125,6 +128,6 @@ fn requests_to_randomly_damaged_images_change_what_they_name() {
         let base = &bases[seed as usize % bases.len()];
         let damage = random_damage(base, seed);
         let ops = mixed(base, &mut Choices::new(seed ^ 0x5555), 6);
-        run(&damage.bytes, &ops, &damage.name);
+        World::new(&damage.bytes).run(&ops, &damage.name);
     });
 }

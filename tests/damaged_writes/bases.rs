@@ -26,28 +26,24 @@ pub const FAR: u64 = 62;
 /// The images, made once for a test.
 pub fn bases() -> Vec<Base> {
     [
-        ("64 KiB", "cluster_size=64k"),
-        ("4 KiB, version 2", "cluster_size=4k,compat=0.10"),
-        ("512 bytes", "cluster_size=512"),
-        ("16 KiB, extended L2", "cluster_size=16k,extended_l2=on"),
-        (
-            "4 KiB, refcounts of 64 bits, zstd",
-            "cluster_size=4k,refcount_bits=64,compression_type=zstd",
-        ),
+        ("8 KiB", 8192, ""),
+        ("4 KiB, version 2", 4096, ",compat=0.10"),
+        ("512 bytes", 512, ""),
+        ("16 KiB, extended L2", 16384, ",extended_l2=on"),
+        ("4 KiB, refcounts of 64 bits, zstd", 4096, ",refcount_bits=64,compression_type=zstd"),
     ]
     .into_iter()
-    .map(|(name, options)| Base { name, tables: make(options) })
+    .map(|(name, cluster_size, options)| Base { name, tables: make(cluster_size, options) })
     .collect()
 }
 
-fn make(options: &str) -> Tables {
+fn make(size: u64, options: &str) -> Tables {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image.qcow2");
-    qemu::img(dir.path(), ["create", "-q", "-f", "qcow2", "-o", options, "image.qcow2", "1G"]);
-    let size = Tables { bytes: std::fs::read(&path).unwrap() }.cluster_size();
     // As many clusters as fit one L2 table of the smallest clusters.
     let len = (64 * size).to_string();
-    qemu::img(dir.path(), ["resize", "-q", "--shrink", "-f", "qcow2", "image.qcow2", &len]);
+    let options = format!("cluster_size={size}{options}");
+    qemu::img(dir.path(), ["create", "-q", "-f", "qcow2", "-o", &options, "image.qcow2", &len]);
     let write = |cluster: u64, count: u64, file: usize| {
         let file = pattern_file(file);
         format!("write -q -s {} {} {}", file.display(), cluster * size, count * size)

@@ -12,8 +12,6 @@ use cowshed::image::{
 use cowshed::storage::MemoryStorage;
 use futures::executor::block_on;
 
-use super::support::tables::Tables;
-
 /// A change of the disk.
 #[derive(Clone)]
 pub struct Op {
@@ -80,11 +78,8 @@ pub struct View {
     pub corruptions: u64,
 }
 
-/// How much is read at a time: what cannot be read is as small as a cluster.
-fn piece_len(storage: &Arc<MemoryStorage>) -> usize {
-    let tables = Tables { bytes: storage.to_vec()[..512].to_vec() };
-    tables.cluster_size() as usize
-}
+/// Disks are read up to here: damage can give a snapshot any size.
+const DISK_LEN_MAX: u64 = 2 << 20;
 
 async fn open(
     storage: &Arc<MemoryStorage>,
@@ -96,7 +91,7 @@ async fn open(
 }
 
 async fn read(image: &Image<Arc<MemoryStorage>>, piece: usize) -> Disk {
-    let size = image.virtual_size() as usize;
+    let size = image.virtual_size().min(DISK_LEN_MAX) as usize;
     let mut disk = Vec::new();
     for start in (0..size).step_by(piece) {
         let mut bytes = vec![0; piece.min(size - start)];
@@ -106,8 +101,7 @@ async fn read(image: &Image<Arc<MemoryStorage>>, piece: usize) -> Disk {
 }
 
 /// Reads all that an image holds; nothing if it cannot be opened.
-pub fn view(storage: &Arc<MemoryStorage>) -> Option<View> {
-    let piece = piece_len(storage);
+fn view(storage: &Arc<MemoryStorage>, piece: usize) -> Option<View> {
     block_on(async {
         let image = open(storage, OpenOptions::default()).await.ok()?;
         let mut disks = vec![read(&image, piece).await];
@@ -219,15 +213,43 @@ pub struct Outcome {
     pub refused: Vec<String>,
 }
 
-/// Runs `ops` on the image in `bytes` and asserts after each, and at the end of all, that nothing changed but what they
-/// name.
-pub fn run(bytes: &[u8], ops: &[Op], what: &dyn fmt::Debug) -> Outcome {
+/// An image and what it reads as.
+pub struct World<'b> {
+    bytes: &'b [u8],
+    /// How much is read at a time: what cannot be read is as small as a cluster.
+    piece: usize,
+    before: Option<View>,
+}
+
+impl<'b> World<'b> {
+    /// The image in `bytes`.
+    pub fn new(bytes: &'b [u8]) -> Self {
+        let piece = 1 << bytes[23];
+        let before = view(&Arc::new(MemoryStorage::new(bytes.to_vec())), piece);
+        Self { bytes, piece, before }
+    }
+
+    /// Runs `ops` on a copy of the image and asserts after each, and at the end of all, that nothing changed but what they
+    /// name.
+    pub fn run(&self, ops: &[Op], what: &dyn fmt::Debug) -> Outcome {
+        let mut outcome = Outcome::default();
+        let Some(before) = self.before.clone() else { return outcome };
+        run(self.bytes, self.piece, before, ops, what, &mut outcome);
+        outcome
+    }
+}
+
+fn run(
+    bytes: &[u8],
+    piece: usize,
+    before: View,
+    ops: &[Op],
+    what: &dyn fmt::Debug,
+    outcome: &mut Outcome,
+) {
     let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
-    let mut outcome = Outcome::default();
-    let Some(before) = view(&storage) else { return outcome };
     let corruptions = before.corruptions;
-    let piece = piece_len(&storage);
-    let mut expected = Expected { view: before, either: Vec::new() };
+    let mut expected = Expected { view: before.clone(), either: Vec::new() };
     let mut options = OpenOptions::default();
     options.write = Some(WriteOptions::default());
     block_on(async {
@@ -258,14 +280,14 @@ pub fn run(bytes: &[u8], ops: &[Op], what: &dyn fmt::Debug) -> Outcome {
         }
         if !flushed {
             // What was not flushed may be lost.
-            let view = view_at(bytes);
             for op in ops {
-                expected.either.push((op.range(), part(&view.disks[0], op)));
+                expected.either.push((op.range(), part(&before.disks[0], op)));
             }
         }
     });
-    let at = (what, ops, &outcome);
-    let after = view(&storage).unwrap_or_else(|| panic!("{at:?}: cannot be opened any more"));
+    let at = (what, ops, &*outcome);
+    let after =
+        view(&storage, piece).unwrap_or_else(|| panic!("{at:?}: cannot be opened any more"));
     expected.assert_disk(&after.disks[0], &at);
     assert!(after.disks[1..] == expected.view.disks[1..], "{at:?}: a snapshot changed");
     assert!(
@@ -273,11 +295,6 @@ pub fn run(bytes: &[u8], ops: &[Op], what: &dyn fmt::Debug) -> Outcome {
         "{at:?}: {corruptions} corruptions became {}",
         after.corruptions
     );
-    outcome
-}
-
-fn view_at(bytes: &[u8]) -> View {
-    view(&Arc::new(MemoryStorage::new(bytes.to_vec()))).unwrap()
 }
 
 /// The bytes of an operation's range; zeros where they cannot be read.
