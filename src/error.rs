@@ -78,6 +78,10 @@ pub enum Error {
     /// The image cannot be written to; says why.
     #[error("image is read-only: {0}")]
     ReadOnly(String),
+    /// The image takes no more changes, because a flush failed while metadata was on its way, or its metadata was found to be
+    /// damaged; says which. What was flushed before is safe. Reading goes on; opening it again finds out what is there.
+    #[error("image takes no more changes: {0}")]
+    Latched(String),
     /// Something asked for by name is not there.
     #[error("{what} {name:?} not found")]
     NotFound {
@@ -135,6 +139,7 @@ impl From<Error> for io::Error {
             Error::Refused { .. } => io::ErrorKind::PermissionDenied,
             Error::OutOfBounds { .. } | Error::InvalidArgument(_) => io::ErrorKind::InvalidInput,
             Error::Closed => io::ErrorKind::NotConnected,
+            Error::Latched(_) => io::ErrorKind::Other,
             Error::ReadOnly(_) => io::ErrorKind::ReadOnlyFilesystem,
             Error::NotFound { .. } => io::ErrorKind::NotFound,
         };

@@ -6,20 +6,20 @@
 //! Two kinds of locks:
 //! - [`Mutex`] is synchronous and a leaf: it is held for a bounded number of steps, never over an await, and nothing
 //!   else is locked under it unless the order stands on the struct that owns both.
-//! - [`OnceCell`] and [`Event`] are asynchronous: whoever waits on them gives its thread back. Neither reads a clock.
+//! - [`AsyncMutex`], [`OnceCell`] and [`Event`] are asynchronous: whoever waits on them gives its thread back. None of them
+//!   reads a clock.
 //!
 //! # Under the simulator
 //!
 //! On the one thread of `sim`'s executor a [`Mutex`] is never contended, and [`OnceCell`] and [`Event`] wake in an order
-//! that depends on nothing but the calls. So what is here is deterministic as it is, and the simulator needs no twins.
+//! that depends on nothing but the calls. [`AsyncMutex`] wakes everybody who waits, and whom the executor polls first is the
+//! next holder: there the seed decides. So what is here is deterministic as it is, and the simulator needs no twins.
 //!
-//! That ends with the first asynchronous lock that is held across an await. Those of `async-lock` must not come in as they
-//! are: natively its `Mutex` reads the wall clock under contention, to be fair to whoever has waited for half a
-//! millisecond, and so does what is built on it. Whoever adds one adds with it, under the feature `sim`, a twin that
-//! chooses the next holder by the world's seed, because an order in which locks are always granted hides what another
-//! order shows.
+//! Waiting as `async-lock` itself waits would not do: natively its `Mutex` reads the wall clock under contention, to be fair
+//! to whoever has waited for half a millisecond.
 
 use std::future::{Future, poll_fn};
+use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
 use std::task::Poll;
 
@@ -42,6 +42,77 @@ impl<T> Mutex<T> {
     /// Waits for the lock on this thread. The wait is as long as the holder's section: see the module.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A lock that may be held over an await. Whoever waits for it and comes first gets it: there is no queue, as those who wait
+/// here want the same work done, and the first of them does it for all.
+#[derive(Debug, Default)]
+pub(crate) struct AsyncMutex<T> {
+    inner: async_lock::Mutex<T>,
+    released: Event,
+}
+
+impl<T> AsyncMutex<T> {
+    /// Guards `value`.
+    pub(crate) fn new(value: T) -> Self {
+        Self { inner: async_lock::Mutex::new(value), released: Event::new() }
+    }
+
+    /// Waits for the lock.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(crate) async fn lock(&self) -> AsyncMutexGuard<'_, T> {
+        loop {
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+            let released = self.released.listen();
+            // Looked at again after listening: it may have been released in between.
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+            released.await;
+        }
+    }
+
+    /// Takes the lock if nobody has it.
+    pub(crate) fn try_lock(&self) -> Option<AsyncMutexGuard<'_, T>> {
+        let inner = self.inner.try_lock()?;
+        Some(AsyncMutexGuard { inner: Some(inner), released: &self.released })
+    }
+}
+
+/// The right to what an [`AsyncMutex`] guards.
+#[derive(Debug)]
+pub(crate) struct AsyncMutexGuard<'a, T> {
+    /// Taken by the drop only, so that the lock is free before anybody is woken.
+    inner: Option<async_lock::MutexGuard<'a, T>>,
+    released: &'a Event,
+}
+
+impl<T> Deref for AsyncMutexGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // OK to unwrap: only the drop takes it.
+        #[allow(clippy::unwrap_used)]
+        self.inner.as_ref().unwrap()
+    }
+}
+
+impl<T> DerefMut for AsyncMutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // OK to unwrap: only the drop takes it.
+        #[allow(clippy::unwrap_used)]
+        self.inner.as_mut().unwrap()
+    }
+}
+
+impl<T> Drop for AsyncMutexGuard<'_, T> {
+    fn drop(&mut self) {
+        self.inner = None;
+        self.released.notify(usize::MAX);
     }
 }
 

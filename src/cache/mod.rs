@@ -11,10 +11,19 @@
 //!     ^                           |                          |
 //!     |  last one asking left     |                          |  evicted, or dropped by a pass
 //!     +---------------------------+--------------------------+
+//!
+//!              changed               write-back begins
+//!   Clean -----------------> Dirty -------------------> Writing --+
+//!     ^                       ^ ^                        |   ^    |  changed
+//!     |                       | |   failed or dropped    |   +----+
+//!     |                       | +------------------------+
+//!     |                       |      written, but changed meanwhile
+//!     +--------- written -----+--------------------------+
 //! ```
 //!
-//! Writing adds `Dirty` and `Writing` beside `Clean`. Eviction and passes name the one state they may take, `Clean`,
-//! so that they leave any other alone.
+//! Eviction and passes name the one state they may take, `Clean`, so that they leave any other alone. What is dirty
+//! stays until somebody writes it back ([`TableCache::begin_write_back`]): who writes must see to it that not all of
+//! the budget becomes dirty.
 //!
 //! - A **hit** ([`TableCache::hit`]) takes one striped synchronous lock, allocates nothing and awaits nothing.
 //! - A **miss** ([`TableCache::get`]) starts one load for each slice, however many ask. I/O is never awaited under a
@@ -46,6 +55,7 @@ mod slot;
 mod statistics;
 mod stripe;
 mod table;
+mod write_back;
 
 pub use cleaner::{Cleaner, CleanerControl};
 pub use options::{
@@ -56,3 +66,4 @@ pub use scratch::SCRATCH_BYTES_MAX;
 pub use slot::Slice;
 pub use statistics::CacheStatistics;
 pub use table::{ENTRY_BYTES_MAX, ENTRY_BYTES_MIN, TableCache};
+pub use write_back::WriteBack;

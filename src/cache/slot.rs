@@ -41,6 +41,27 @@ impl Slice {
         Arc::strong_count(&self.words) > 1
     }
 
+    /// Stores word `index`, which must be less than [`Self::words`]. Only [`TableCache::update`](super::TableCache::update)
+    /// hands out slices that may be stored to: whoever stores elsewhere changes what nobody writes back.
+    ///
+    /// # Panics
+    /// As [`Self::word`].
+    ///
+    /// # Ordering
+    /// Release.
+    pub fn set_word(&self, index: usize, value: u64) {
+        self.words[index].store(value.to_be(), Ordering::Release);
+    }
+
+    /// Copies the slice into `bytes`, which must be as long.
+    pub(super) fn copy_to(&self, bytes: &mut [u8]) {
+        let (chunks, _) = bytes.as_chunks_mut::<8>();
+        assert_eq!(chunks.len(), self.words.len(), "a slice changes its length");
+        for (word, chunk) in self.words.iter().zip(chunks) {
+            *chunk = word.load(Ordering::Acquire).to_ne_bytes();
+        }
+    }
+
     /// The number of words: [`TableCache::entry_bytes`](super::TableCache::entry_bytes) / 8.
     #[must_use]
     pub fn words(&self) -> usize {
@@ -86,6 +107,26 @@ pub(super) enum State {
     },
     /// Holds what the storage holds.
     Clean(Slice),
+    /// Holds what the storage does not hold yet; listed among the cache's dirty slices.
+    Dirty(Slice),
+    /// Was copied, and the copy is on its way to the storage.
+    Writing {
+        /// The slice.
+        slice: Slice,
+        /// Whether it was changed since it was copied; then it is listed among the dirty slices, too.
+        dirty: bool,
+    },
+}
+
+impl State {
+    /// The slice, if there is one.
+    #[inline]
+    pub(super) fn slice(&self) -> Option<&Slice> {
+        match self {
+            Self::Clean(slice) | Self::Dirty(slice) | Self::Writing { slice, .. } => Some(slice),
+            Self::Vacant | Self::Loading { .. } => None,
+        }
+    }
 }
 
 /// A slot: a state, and when it was used.

@@ -94,13 +94,58 @@ impl Stripe {
     #[inline]
     pub(super) fn hit(&mut self, key: u64) -> Option<&Slice> {
         let slot = &mut self.slots[*self.index.get(&key)? as usize];
-        let State::Clean(slice) = &slot.state else { return None };
+        let slice = slot.state.slice()?;
         if slot.heat != HEAT_USED || !slot.used_since_pass {
             slot.heat = HEAT_USED;
             slot.used_since_pass = true;
         }
         self.counts.hits += 1;
         Some(slice)
+    }
+
+    /// The slice of `key`, which is about to be changed, and whether it becomes dirty by that, noting the use.
+    pub(super) fn update(&mut self, key: u64) -> Option<(&Slice, bool)> {
+        self.hit(key)?;
+        let slot = &mut self.slots[*self.index.get(&key)? as usize];
+        let becomes_dirty = match &mut slot.state {
+            State::Clean(slice) => {
+                let slice = slice.clone();
+                slot.state = State::Dirty(slice);
+                true
+            }
+            State::Writing { dirty, .. } => !std::mem::replace(dirty, true),
+            State::Dirty(_) | State::Vacant | State::Loading { .. } => false,
+        };
+        slot.state.slice().map(|slice| (slice, becomes_dirty))
+    }
+
+    /// Copies the dirty slice of `key` into `bytes` and lets its writing begin. `false` if it is not dirty any more, or
+    /// is still being written.
+    pub(super) fn begin_writing(&mut self, key: u64, bytes: &mut [u8]) -> bool {
+        let Some(&index) = self.index.get(&key) else { return false };
+        let slot = &mut self.slots[index as usize];
+        let State::Dirty(slice) = &slot.state else { return false };
+        let slice = slice.clone();
+        slice.copy_to(bytes);
+        slot.state = State::Writing { slice, dirty: false };
+        true
+    }
+
+    /// Ends the writing of `key`. Returns whether the slice has become dirty by that: it was not written.
+    pub(super) fn end_writing(&mut self, key: u64, written: bool) -> bool {
+        let Some(&index) = self.index.get(&key) else { return false };
+        let slot = &mut self.slots[index as usize];
+        let State::Writing { slice, dirty } = &slot.state else { return false };
+        let (slice, dirty) = (slice.clone(), *dirty);
+        slot.state = if written && !dirty { State::Clean(slice) } else { State::Dirty(slice) };
+        !written && !dirty
+    }
+
+    /// Drops the slice of `key`, if it is clean. Returns whether there was one.
+    pub(super) fn forget(&mut self, key: u64) -> bool {
+        let Some(&index) = self.index.get(&key) else { return false };
+        let clean = matches!(self.slots[index as usize].state, State::Clean(_));
+        clean && self.vacate(index).is_some()
     }
 
     /// The slice of `key`, or a share in its load.
@@ -223,6 +268,7 @@ impl Stripe {
         self.vacant.push(index);
         match std::mem::replace(&mut slot.state, State::Vacant) {
             State::Clean(slice) => Some(slice),
+            State::Dirty(_) | State::Writing { .. } => unreachable!("only clean slices go"),
             State::Vacant | State::Loading { .. } => None,
         }
     }

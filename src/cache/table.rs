@@ -1,13 +1,16 @@
 //! The cache: stripes, the budget over them, loading and passes.
 //!
-//! Locks: stripes and the scratch buffers are leaves; no two are ever held together, none over an await.
+//! Locks: a stripe, then the list of dirty slices; the scratch buffers' is a leaf. No two stripes are ever held together,
+//! no lock over an await.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use super::scratch::Scratch;
 use super::slot::{HEAT_USED, Load, Slice};
 use super::statistics::CacheStatistics;
 use super::stripe::{Dropped, Lookup, Stripe};
+use super::write_back::WriteBack;
 use crate::format::HostOffset;
 use crate::storage::{Buf, Storage};
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering, Padded};
@@ -43,6 +46,10 @@ pub struct TableCache {
     /// The stripe that eviction is in.
     hand: AtomicUsize,
     passes: AtomicU64,
+    /// The offsets of the slices that must be written, in their order on disk.
+    dirty: Mutex<BTreeSet<u64>>,
+    /// Slices that must be written or are being written.
+    unwritten: AtomicU64,
 }
 
 impl TableCache {
@@ -73,6 +80,8 @@ impl TableCache {
             slices: Padded::default(),
             hand: AtomicUsize::new(0),
             passes: AtomicU64::new(0),
+            dirty: Mutex::default(),
+            unwritten: AtomicU64::new(0),
         }
     }
 
@@ -118,6 +127,78 @@ impl TableCache {
         let loaded = loaded.clone();
         share.kept = false;
         Ok(loaded)
+    }
+
+    /// Lets `f` change the slice at `slice`, a multiple of [`Self::entry_bytes`], if it is cached, and makes it dirty.
+    /// To change one that may not be cached, hold what [`Self::get`] returns meanwhile.
+    ///
+    /// Synchronous. `f` runs under the lock of a stripe, so that those who look through [`Self::hit`] see all of its
+    /// changes or none: it must be short and not call the cache.
+    pub fn update<R>(&self, slice: HostOffset, f: impl FnOnce(&Slice) -> R) -> Option<R> {
+        let key = self.key(slice);
+        let mut stripe = self.stripe(key).lock();
+        let (words, becomes_dirty) = stripe.update(key)?;
+        let result = f(words);
+        if becomes_dirty && self.dirty.lock().insert(slice.get()) {
+            self.unwritten.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(result)
+    }
+
+    /// Bytes of the slices that must be written or are being written: they cannot make room for others.
+    #[must_use]
+    pub fn unwritten_bytes(&self) -> u64 {
+        self.unwritten.load(Ordering::Relaxed) * self.entry_bytes
+    }
+
+    /// The most that the cache is to hold, in bytes.
+    #[must_use]
+    pub fn budget_bytes(&self) -> u64 {
+        self.slices_max * self.entry_bytes
+    }
+
+    /// Copies dirty slices at host offsets from `from` on, up to `len_bytes_max` but at least one, to be written by the
+    /// caller. What the slices say now is what will be written, however they change meanwhile.
+    ///
+    /// One write-back at a time: a slice that another one is writing is left out.
+    pub fn begin_write_back(&self, from: u64, len_bytes_max: u64) -> WriteBack<'_> {
+        let mut write_back = WriteBack::new(self);
+        let mut next = from;
+        while write_back.is_empty() || write_back.len_bytes() < len_bytes_max {
+            let Some(offset) = self.dirty.lock().range(next..).next().copied() else { break };
+            next = offset + self.entry_bytes;
+            let slice = HostOffset::new(offset);
+            let key = self.key(slice);
+            write_back.add(offset, |bytes| {
+                let mut stripe = self.stripe(key).lock();
+                stripe.begin_writing(key, bytes) && self.dirty.lock().remove(&offset)
+            });
+        }
+        write_back
+    }
+
+    /// Ends the writing of the slice at `offset`.
+    pub(super) fn end_write_back(&self, offset: u64, written: bool) {
+        let key = self.key(HostOffset::new(offset));
+        let mut stripe = self.stripe(key).lock();
+        let again = stripe.end_writing(key, written) && self.dirty.lock().insert(offset);
+        if !again {
+            self.unwritten.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops the slices of `len_bytes` from `offset`, which is about to hold something else. They must be clean, and
+    /// nobody may be loading them.
+    pub fn forget(&self, offset: HostOffset, len_bytes: u64) {
+        for slice in (0..len_bytes).step_by(usize::try_from(self.entry_bytes).unwrap_or(usize::MAX))
+        {
+            let Some(slice) = offset.checked_add(slice) else { return };
+            let key = self.key(slice);
+            let forgotten = self.stripe(key).lock().forget(key);
+            if forgotten {
+                self.slices.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Drops each slice that is clean, not pinned, and was not used since the pass before, and frees its memory: a

@@ -42,6 +42,14 @@ impl Inflated {
         Some(Arc::clone(cluster))
     }
 
+    /// Forgets the cluster whose stream is at `host`: another one is going to be.
+    pub(crate) fn forget(&self, host: HostOffset) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((age, _)) = state.clusters.remove(&host) {
+            state.ages.remove(&age);
+        }
+    }
+
     /// Keeps `cluster`, whose stream is at `host`, and lets go of the oldest.
     pub(crate) fn keep(&self, host: HostOffset, cluster: Arc<Buf>) {
         if self.clusters_max == 0 {

@@ -70,14 +70,6 @@ impl L1 {
         self.len.store(len, Ordering::Release);
     }
 
-    /// Makes the table `len` entries long, if it is longer. What is cut off becomes 0. One caller at a time.
-    pub(crate) fn shrink(&self, len: usize) {
-        for index in len..self.len() {
-            self.set(index, 0);
-        }
-        self.len.fetch_min(len, Ordering::AcqRel);
-    }
-
     fn find_added(&self, index: usize) -> Option<&AtomicU64> {
         let (piece, index) = place(index.checked_sub(self.opened.len())?);
         self.added.get(piece)?.get()?.get(index)
@@ -95,7 +87,7 @@ mod tests {
     use super::{L1, PIECE_ENTRIES_MIN};
 
     #[test]
-    fn entries_stay_where_they_are_while_the_table_grows_and_shrinks() {
+    fn entries_stay_where_they_are_while_the_table_grows() {
         for opened in [0, 1, 700] {
             let l1 = L1::new((0..opened).map(|index| index as u64 + 1));
             let mut len = opened;
@@ -113,9 +105,6 @@ mod tests {
                 len = grown.max(len);
                 assert_eq!(l1.len(), len);
             }
-            l1.shrink(opened);
-            l1.grow(len);
-            assert_eq!((opened..len).find(|index| l1.get(*index) != 0), None);
         }
     }
 }

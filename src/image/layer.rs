@@ -7,10 +7,10 @@ use crate::cache::{Slice, TableCache};
 use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
 use crate::format::limits::HOST_OFFSET_MAX;
 use crate::format::{
-    CompressedCluster, CryptMethod, Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Context,
-    L2Entry, L2Fault, Snapshot, SubclusterKind,
+    ClusterKind, CompressedCluster, CryptMethod, Geometry, GuestOffset, Header, HostOffset,
+    L1Entry, L2Context, L2Entry, L2Fault, Snapshot, SubclusterKind,
 };
-use crate::storage::Storage;
+use crate::storage::{Blocks, Storage};
 use crate::sync::{AtomicU64, Ordering};
 
 use super::codec::Codec;
@@ -50,7 +50,9 @@ pub(crate) enum Below {
 /// The guest's bytes and nothing else.
 pub(crate) struct RawLayer<S> {
     pub(crate) storage: S,
-    pub(crate) len: u64,
+    /// The way of every change.
+    pub(crate) blocks: Blocks,
+    pub(crate) size: AtomicU64,
 }
 
 /// A qcow2 image, opened.
@@ -59,6 +61,8 @@ pub(crate) struct Qcow2Layer<S> {
     pub(crate) metadata: Metadata<S>,
     /// The data file, if there is one; else the clusters are in the image file.
     pub(crate) data: DataFile<S>,
+    /// The way of every change to the data file.
+    pub(crate) data_blocks: Blocks,
     pub(crate) header: Published<Header>,
     pub(crate) crypt: CryptMethod,
     pub(crate) geometry: Geometry,
@@ -66,7 +70,7 @@ pub(crate) struct Qcow2Layer<S> {
     pub(crate) snapshots: Published<[Snapshot]>,
     /// Of the state that is open, active or snapshot.
     pub(crate) l1: L1,
-    pub(crate) l1_table: HostOffset,
+    pub(crate) l1_table: AtomicU64,
     pub(crate) size: AtomicU64,
     pub(crate) l2_cache: Arc<TableCache>,
     pub(crate) refcount_cache: Arc<TableCache>,
@@ -123,12 +127,19 @@ impl RunKind {
     }
 }
 
+impl<S> RawLayer<S> {
+    /// Its length in bytes, in whole sectors.
+    pub(crate) fn len(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+}
+
 impl<S: Storage> Layer<S> {
     /// The size of the disk that this layer describes, in bytes.
     pub(crate) fn virtual_size(&self) -> u64 {
         match &self.body {
             Body::Qcow2(layer) => layer.virtual_size(),
-            Body::Raw(layer) => layer.len,
+            Body::Raw(layer) => layer.len(),
         }
     }
 
@@ -175,12 +186,90 @@ impl<S: Storage> Qcow2Layer<S> {
             DataFile::None => Ok(Some(self.metadata.storage())),
             DataFile::Open(storage) => Ok(Some(storage)),
             DataFile::Zeros => Ok(None),
-            DataFile::Left => Err(Error::refused(
-                super::gate::ReferenceKind::DataFile.name(),
-                self.header.get().data_file().unwrap_or_default(),
-                "it was not opened",
-            )),
+            DataFile::Left => Err(self.data_left()),
         }
+    }
+
+    /// The error for bytes that are in the data file, which was not opened.
+    pub(crate) fn data_left(&self) -> Error {
+        Error::refused(
+            super::gate::ReferenceKind::DataFile.name(),
+            self.header.get().data_file().unwrap_or_default(),
+            "it was not opened",
+        )
+    }
+
+    /// Where its L1 table is.
+    pub(crate) fn l1_offset(&self) -> HostOffset {
+        HostOffset::new(self.l1_table.load(Ordering::Acquire))
+    }
+
+    /// What the cluster at guest offset `guest` is, by its entry.
+    pub(crate) fn cluster_kind(&self, entry: &L2Entry, guest: u64) -> Result<ClusterKind> {
+        let guest = GuestOffset::new(guest);
+        entry.cluster_for(&self.context, guest).map_err(|fault| {
+            let index = usize::try_from(self.geometry.l1_index(guest)).unwrap_or(usize::MAX);
+            let table = L1Entry::from_raw(self.l1.get(index)).l2_table().unwrap_or_default();
+            fault.at(table, self.geometry.l2_index(guest))
+        })
+    }
+
+    /// Where the bytes from `offset` on, at most `len`, may be overwritten in their place, if that needs no I/O to find out:
+    /// the run of host bytes, or `None` inside if there is none.
+    pub(crate) fn in_place_cached(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> Option<Result<Option<(HostOffset, u64)>>> {
+        match self.slice(offset, len) {
+            Ok(Place::At(at)) => {
+                self.l2_cache.hit(at.slice, |slice| self.scan_in_place(slice, &at))
+            }
+            Ok(Place::None(_)) => Some(Ok(None)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// As [`Self::in_place_cached`], with I/O.
+    pub(crate) async fn in_place(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<(HostOffset, u64)>> {
+        let at = match self.slice(offset, len)? {
+            Place::At(at) => at,
+            Place::None(_) => return Ok(None),
+        };
+        let slice = self.metadata.load_slice(&self.l2_cache, Structure::L2Table, at.slice).await?;
+        let found = self.l2_cache.hit(at.slice, |slice| self.scan_in_place(slice, &at));
+        found.unwrap_or_else(|| self.scan_in_place(&slice, &at))
+    }
+
+    /// Reads out of the slice's entries how far the bytes lie side by side in clusters that are the guest's alone.
+    fn scan_in_place(&self, slice: &Slice, at: &At) -> Result<Option<(HostOffset, u64)>> {
+        let words = if self.geometry.extended_l2() { 2 } else { 1 };
+        let fault = |fault: L2Fault| fault.at(at.table, at.cluster);
+        let mut word = at.first * words;
+        let copied = |word: usize| {
+            L2Entry::from_raw(slice.word(word), 0).copied() || self.context.data_file()
+        };
+        let run = self.part(slice, word, at.guest).map_err(fault)?;
+        let (RunKind::Data { host }, true) = (run.kind, copied(word)) else { return Ok(None) };
+        let mut len = run.len;
+        while len < at.len {
+            if self.geometry.offset_in_cluster(at.guest + len) == 0 {
+                word += words;
+            }
+            if word >= slice.words() || !copied(word) {
+                break;
+            }
+            // What is wrong behind the run is said when it comes to it.
+            match self.part(slice, word, at.guest + len) {
+                Ok(next) if Some(next.kind) == run.kind.after(len) => len += next.len,
+                _ => break,
+            }
+        }
+        Ok(Some((host, len.min(at.len))))
     }
 
     /// Asks whether clusters can be read as they are.
@@ -222,7 +311,9 @@ impl<S: Storage> Qcow2Layer<S> {
             return run;
         }
         let slice = self.metadata.load_slice(&self.l2_cache, Structure::L2Table, at.slice).await?;
-        self.scan(&slice, &at)
+        // Through the cache again, where the two words of an extended entry change together.
+        let run = self.l2_cache.hit(at.slice, |slice| self.scan(slice, &at));
+        run.unwrap_or_else(|| self.scan(&slice, &at))
     }
 
     /// Finds the slice of the L2 table that maps `offset`.
@@ -232,7 +323,7 @@ impl<S: Storage> Qcow2Layer<S> {
         let index = self.geometry.l1_index(guest);
         let l1_index = usize::try_from(index).unwrap_or(usize::MAX);
         let raw = self.l1.get(l1_index);
-        let entry = L1Entry::parse(raw, index, self.l1_table, &self.geometry)?;
+        let entry = L1Entry::parse(raw, index, self.l1_offset(), &self.geometry)?;
         let Some(table) = entry.l2_table() else {
             return Ok(Place::None(self.unmapped(l1_index, offset, len)));
         };

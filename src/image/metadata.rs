@@ -3,23 +3,26 @@
 use crate::cache::{Slice, TableCache};
 use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::HostOffset;
-use crate::storage::{Buf, Storage};
+use crate::storage::{Blocks, Buf, Storage};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Structures up to this length are looked for at hand first: opening an image that is in memory then waits for
 /// nothing.
 const AT_HAND_LEN_BYTES_MAX: usize = 1 << 20;
 
-/// An image file and its length when it was opened.
+/// An image file and its length: as it was when it was opened, and as far as it was written to since.
 pub(crate) struct Metadata<S> {
     storage: S,
-    len: u64,
+    blocks: Blocks,
+    len: AtomicU64,
 }
 
 impl<S: Storage> Metadata<S> {
     /// The image in `storage`, as long as it is now.
     pub(crate) async fn new(storage: S) -> Result<Self> {
         let len = storage.len().await.map_err(|error| Error::storage("length", 0, 0, error))?;
-        Ok(Self { storage, len })
+        let blocks = Blocks::new(storage.limits());
+        Ok(Self { storage, blocks, len: AtomicU64::new(len) })
     }
 
     /// The image file.
@@ -32,9 +35,24 @@ impl<S: Storage> Metadata<S> {
         self.storage
     }
 
+    /// The way of every change to the image file.
+    pub(crate) fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
     /// Its length in bytes.
     pub(crate) fn file_len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Notes that the file has at least `len` bytes now.
+    pub(crate) fn grow_to(&self, len: u64) {
+        self.len.fetch_max(len, Ordering::AcqRel);
+    }
+
+    /// Notes that the file has `len` bytes now.
+    pub(crate) fn cut_to(&self, len: u64) {
+        self.len.store(len, Ordering::Release);
     }
 
     /// Reads `len` bytes of `structure` at `offset`.
@@ -48,7 +66,7 @@ impl<S: Storage> Metadata<S> {
 
     /// Reads the bytes from `offset` on, at most `len`, that the file has.
     pub(crate) async fn load_some(&self, offset: u64, len: u64) -> Result<Buf> {
-        self.read(offset, len.min(self.len.saturating_sub(offset))).await
+        self.read(offset, len.min(self.file_len().saturating_sub(offset))).await
     }
 
     /// Reads at once what is at hand, and waits for what is not.
@@ -89,9 +107,9 @@ impl<S: Storage> Metadata<S> {
     /// [`Error::Corrupt`] if it ends before.
     pub(crate) fn must_hold(&self, structure: Structure, offset: u64, len: u64) -> Result<()> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(()),
+            Some(end) if end <= self.file_len() => Ok(()),
             _ => {
-                let kind = CorruptKind::PastEndOfFile { len, file_len: self.len };
+                let kind = CorruptKind::PastEndOfFile { len, file_len: self.file_len() };
                 Err(Corrupt::new(kind, structure).at(offset).into())
             }
         }

@@ -16,13 +16,20 @@
 //!
 //! This module must not know runtimes, files, clocks, threads or randomness.
 
+mod alloc;
 pub mod check;
+mod claims;
+mod close;
 mod codec;
+mod commit;
+mod compressed;
 mod create;
 mod deflate;
 mod describe;
 mod detect;
+mod free;
 mod gate;
+mod header_change;
 mod inflated;
 mod l1;
 mod layer;
@@ -40,8 +47,15 @@ mod ownership;
 mod published;
 mod read;
 mod refcount;
+mod refcount_table;
 mod requests;
+mod resize;
+mod settling;
+mod tables;
+mod turnstile;
 mod write;
+mod writer;
+mod zero;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -65,6 +79,7 @@ pub use overlap::OverlapChecks;
 
 use layer::{Body, Layer};
 use requests::Requests;
+use writer::Writer;
 
 /// A disk image and the layers below it, opened.
 ///
@@ -74,6 +89,8 @@ pub struct Image<S> {
     /// Never empty; the image itself is first.
     layers: Vec<Layer<S>>,
     requests: Requests,
+    /// What an image has that is open for writing.
+    writer: Option<Writer>,
     cleaner: CleanerControl,
     workers: Option<Arc<dyn Workers>>,
     /// How many pieces of a request are in flight together.
@@ -151,23 +168,6 @@ impl<S: Storage> Image<S> {
         self.layers.iter().map(of).collect()
     }
 
-    /// Closes the image: refuses new requests, waits for those in flight, stops the cleaner and waits until it can do
-    /// no more. May be called again, by several tasks at once; each returns when the image is closed.
-    ///
-    /// It does not hang, whatever became of the cleaner: asleep, dropped, never polled.
-    ///
-    /// # Errors
-    /// None yet: a read-only image has nothing to write back.
-    ///
-    /// # Cancel safety
-    /// A close that is dropped stays begun: requests are refused, and a later call completes it.
-    pub async fn close(&self) -> Result<()> {
-        self.requests.close().await;
-        self.cleaner.stop();
-        self.cleaner.join().await;
-        Ok(())
-    }
-
     fn layer_info(&self, depth: usize) -> LayerInfo<'_> {
         let Layer { body, location, .. } = &self.layers[depth];
         match body {
@@ -182,8 +182,8 @@ impl<S: Storage> Image<S> {
             Body::Raw(layer) => LayerInfo {
                 location,
                 format: Format::Raw,
-                virtual_size: layer.len,
-                file_len: layer.len,
+                virtual_size: layer.len(),
+                file_len: layer.len(),
                 header: None,
                 snapshots: Arc::default(),
             },

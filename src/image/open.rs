@@ -9,7 +9,7 @@ use crate::cache::{CACHE_CLEAN_INTERVAL_DEFAULT, Cleaner, CleanerControl, TableC
 use crate::error::{Corrupt, CorruptKind, Error, Result, Structure, Unsupported, UnsupportedKind};
 use crate::format::limits::SNAPSHOT_TABLE_LEN_BYTES_MAX;
 use crate::format::{Header, HostOffset, Parsed, Snapshot};
-use crate::storage::Storage;
+use crate::storage::{Blocks, Storage};
 use crate::sync::AtomicU64;
 
 use super::Image;
@@ -22,6 +22,7 @@ use super::metadata::Metadata;
 use super::options::{OpenOptions, References, SnapshotSelector};
 use super::published::Published;
 use super::requests::Requests;
+use super::writer::Writer;
 
 /// How much of the snapshot table is read at a time: its length is not known before it is parsed.
 const SNAPSHOT_READ_LEN_BYTES: u64 = 64 << 10;
@@ -81,7 +82,10 @@ impl<S: Storage> Image<S> {
                     Body::Raw(RawLayer {
                         // Sectors of 512 bytes are the unit in which a guest sees a disk; the rest of the last one
                         // is zeros, as everything behind the end of a storage.
-                        len: file_len.checked_next_multiple_of(512).unwrap_or(file_len),
+                        size: AtomicU64::new(
+                            file_len.checked_next_multiple_of(512).unwrap_or(file_len),
+                        ),
+                        blocks: Blocks::new(metadata.storage().limits()),
                         storage: metadata.into_storage(),
                     })
                 }
@@ -128,6 +132,7 @@ impl<S: Storage> Image<S> {
             cleaner: CleanerControl::new(caches.flatten(), interval),
             layers,
             requests: Requests::default(),
+            writer: options.write.map(Writer::new),
             pieces_in_flight: inflating.max(usize::try_from(in_flight).unwrap_or(1)),
             workers: options.workers,
         };
@@ -180,10 +185,11 @@ impl<S: Storage> Qcow2Layer<S> {
         })?;
         Ok(Self {
             data: DataFile::None,
+            data_blocks: Blocks::new(metadata.storage().limits()),
             context,
             snapshots: Published::new(snapshots),
             l1,
-            l1_table,
+            l1_table: AtomicU64::new(l1_table.get()),
             size: AtomicU64::new(virtual_size),
             l2_cache: Arc::new(TableCache::new(sizes.l2_bytes, sizes.l2_entry_bytes)),
             refcount_cache: Arc::new(TableCache::new(
@@ -224,6 +230,7 @@ impl<S: Storage> Qcow2Layer<S> {
                 if source.identity.is_some_and(|identity| identities.contains(&identity)) {
                     return Err(chain_loop(depth).into());
                 }
+                self.data_blocks = Blocks::new(source.storage.limits());
                 DataFile::Open(source.storage)
             }
         };

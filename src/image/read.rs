@@ -68,7 +68,7 @@ impl<S: Storage> Image<S> {
         let _request = self.requests.enter()?;
         let (storage, len) = match &self.layers[0].body {
             Body::Qcow2(layer) => (layer.metadata.storage(), layer.metadata.file_len()),
-            Body::Raw(layer) => (&layer.storage, layer.len),
+            Body::Raw(layer) => (&layer.storage, layer.len()),
         };
         let want = buf.len() as u64;
         if offset.checked_add(want).is_none_or(|end| end > len) {
@@ -117,7 +117,7 @@ impl<S: Storage> Image<S> {
         self.wait(&mut pieces, buf).await
     }
 
-    async fn read_range(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    pub(super) async fn read_range(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let mut pieces = Vec::new();
         // What a layer does not have is left for the layer below it; the rest of the layer's own range comes first.
         let mut below: Vec<(usize, Range<usize>)> = Vec::new();

@@ -1,80 +1,633 @@
-//! Writing the disk.
+//! Writing the disk: in place where a cluster is the guest's alone, else into clusters that are taken for it, with what
+//! they lack copied from below.
+//!
+//! A new mapping is stored when its data has been written, and not before: whoever reads sees the old bytes or the new ones,
+//! and a write that fails or is dropped leaves the old mapping, and gives back what it has taken.
 
-use crate::error::{Error, Result};
-use crate::storage::Storage;
+use futures::future::try_join3;
+
+use crate::error::{Error, Result, Structure};
+use crate::format::{ClusterKind, GuestOffset, HostOffset, L2Entry};
+use crate::storage::{Blocks, Storage};
 
 use super::Image;
-use super::options::{ResizeOptions, ZeroMode};
+use super::free::FreeReason;
+use super::layer::{Below, DataFile, RawLayer};
+use super::mutant::{self, Mutant};
+use super::ownership::Owner;
+use super::requests::Request;
+use super::settling::File;
+use super::writer::{Change, Target, Top};
+
+/// What is copied goes with the data in one request up to this length, in bytes: copying memory costs less than a request.
+const MERGED_LEN_BYTES_MAX: u64 = 256 << 10;
 
 impl<S: Storage> Image<S> {
-    /// Writes `data` to the disk at guest `offset`, at any alignment.
+    /// Writes `data` to the disk at guest `offset`, at any alignment. What it returns after is read by whoever reads then,
+    /// and durable after the next [`Self::flush`].
     ///
     /// # Errors
-    /// [`Error::ReadOnly`], [`Error::OutOfBounds`], [`Error::Storage`], [`Error::Corrupt`], [`Error::Closed`].
+    /// [`Error::ReadOnly`], [`Error::OutOfBounds`], [`Error::Closed`]; [`Error::Storage`], after which each sector of the
+    /// range has its old or its new bytes and the image is as good as before; [`Error::Corrupt`] and
+    /// [`Error::Unsupported`] for images that cannot be written to; [`Error::Latched`].
     ///
     /// # Cancel safety
     /// A dropped write may have any effect on its own range until the next flush returns, and none elsewhere.
     pub async fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        self.range_end(offset, data.len() as u64)?;
-        Err(Error::ReadOnly("writing is not finished".into()))
+        let mut done = 0;
+        loop {
+            let change = self.begin_change().await?;
+            self.range_end(offset, data.len() as u64)?;
+            if done < data.len() {
+                done += change.write(&data[done..], offset + done as u64).await?;
+            }
+            if done >= data.len() {
+                break;
+            }
+        }
+        self.write_through().await
     }
 
-    /// Makes `len` bytes from guest `offset` read as zeros.
-    ///
-    /// # Errors
-    /// As [`Self::write_at`].
-    ///
-    /// # Cancel safety
-    /// As [`Self::write_at`].
-    pub async fn write_zeroes_at(&self, offset: u64, len: u64, _mode: ZeroMode) -> Result<()> {
-        self.range_end(offset, len)?;
-        Err(Error::ReadOnly("writing is not finished".into()))
+    /// Makes the change that has just been made durable, if each is to be.
+    pub(super) async fn write_through(&self) -> Result<()> {
+        match &self.writer {
+            Some(writer) if writer.options.write_through => self.flush().await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Storage> Change<'_, S> {
+    /// Writes some of `data` at guest offset `at` and returns how many bytes.
+    async fn write(&self, data: &[u8], at: u64) -> Result<usize> {
+        match &self.target {
+            Target::Qcow2(top) => top.write_step(&self.request, data, at).await,
+            Target::Raw(layer) => {
+                layer.storage_write(data, at).await?;
+                Ok(data.len())
+            }
+        }
+    }
+}
+
+impl<S: Storage> RawLayer<S> {
+    async fn storage_write(&self, data: &[u8], at: u64) -> Result<()> {
+        let written = self.blocks.write(&self.storage, data, at).await;
+        written.map_err(|error| Error::storage("write", at, data.len() as u64, error))
+    }
+}
+
+/// Where the clusters of a segment go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Home {
+    /// Where they are: what is written to is in the host cluster and the guest's alone.
+    InPlace(HostOffset),
+    /// To a host cluster that the guest cluster has, and that does not hold what it reads.
+    Kept(HostOffset),
+    /// To new ones.
+    New,
+}
+
+/// Clusters side by side that are written to in one way.
+struct Segment<'e> {
+    home: Home,
+    entries: &'e [L2Entry],
+    /// Guest offset of the first cluster.
+    start: u64,
+}
+
+/// What must go beside the data.
+enum Fill {
+    Nothing,
+    Zeros { len: u64 },
+    Bytes(Vec<u8>),
+}
+
+impl Fill {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Zeros { len } => *len,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
     }
 
-    /// Discards `len` bytes from guest `offset`.
-    ///
-    /// # Errors
-    /// As [`Self::write_at`].
-    ///
-    /// # Cancel safety
-    /// As [`Self::write_at`].
-    pub async fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
-        self.range_end(offset, len)?;
-        Err(Error::ReadOnly("writing is not finished".into()))
+    fn append_to(&self, buf: &mut Vec<u8>) {
+        match self {
+            Self::Nothing => {}
+            // OK to saturate: what is appended is at most MERGED_LEN_BYTES_MAX long.
+            Self::Zeros { len } => {
+                buf.resize(buf.len() + usize::try_from(*len).unwrap_or(usize::MAX), 0);
+            }
+            Self::Bytes(bytes) => buf.extend_from_slice(bytes),
+        }
+    }
+}
+
+impl<S: Storage> Top<'_, S> {
+    /// Writes some of `data` at guest offset `at` and returns how many bytes.
+    pub(super) async fn write_step(
+        &self,
+        request: &Request<'_>,
+        data: &[u8],
+        at: u64,
+    ) -> Result<usize> {
+        let in_place = match self.layer.in_place_cached(at, data.len() as u64) {
+            Some(in_place) => in_place?,
+            None => self.layer.in_place(at, data.len() as u64).await?,
+        };
+        if let Some((host, len)) = in_place {
+            let len = self.alone_in(host, len);
+            if len > 0 {
+                // OK to cast: at most the length of the data.
+                #[allow(clippy::cast_possible_truncation)]
+                let len = len as usize;
+                self.put(request, &data[..len], host).await?;
+                return Ok(len);
+            }
+            self.must_not_overlap(host).await?;
+        }
+        self.write_segment(request, data, at).await
     }
 
-    /// Writes `data` compressed: whole clusters, or the tail of the disk.
-    ///
-    /// # Errors
-    /// As [`Self::write_at`].
-    ///
-    /// # Cancel safety
-    /// As [`Self::write_at`].
-    pub async fn write_compressed_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        self.range_end(offset, data.len() as u64)?;
-        Err(Error::ReadOnly("writing is not finished".into()))
+    /// Writes the first bytes of `data`, as many as lie in clusters of one kind, and returns how many.
+    async fn write_segment(&self, request: &Request<'_>, data: &[u8], at: u64) -> Result<usize> {
+        let geometry = self.layer.geometry;
+        let bits = geometry.cluster_bits();
+        let end = self.slice_end(at).min(at + data.len() as u64);
+        let (first, last) = (at >> bits, (end - 1) >> bits);
+        let _claim = match mutant::is(Mutant::NoClaims) {
+            true => None,
+            false => Some(self.writer.claims.claim(first..=last).await),
+        };
+        let place = self.own_place(at).await?;
+        let entries = place.entries(self, last - first + 1);
+        let segment = self.segment(&entries, at, end)?;
+        let clusters_end = segment.start + ((segment.entries.len() as u64) << bits);
+        let end = end.min(clusters_end);
+        // OK to cast: at most the length of the data.
+        #[allow(clippy::cast_possible_truncation)]
+        let data = &data[..(end - at) as usize];
+        if let Home::InPlace(host) = segment.home {
+            self.put(request, data, host).await?;
+            return Ok(data.len());
+        }
+
+        let head_start = self.head_start(&segment, at)?;
+        let tail_end = match mutant::is(Mutant::NoTail) {
+            true => end,
+            false => self.tail_end(&segment, end)?,
+        };
+        let mut head = self.fill(&segment.entries[0], head_start, at).await?;
+        let last_entry = &segment.entries[segment.entries.len() - 1];
+        let mut tail = self.fill(last_entry, end, tail_end).await?;
+        let (base, taken) = match segment.home {
+            Home::Kept(host) => (host, None),
+            Home::InPlace(_) | Home::New => {
+                let count = segment.entries.len() as u64;
+                let taken = self.take_clusters(count, Owner::Data).await?;
+                (taken.host(), Some(taken))
+            }
+        };
+        if taken.as_ref().is_some_and(|taken| taken.is_fresh) {
+            // There are zeros already.
+            head = without_zeros(head);
+            tail = without_zeros(tail);
+        }
+        let entries = self.mapped(&segment, base, head_start..tail_end);
+        if mutant::is(Mutant::MappingBeforeWrite) {
+            place.store(self, &entries);
+        }
+        let host = HostOffset::new(base.get() + (at - segment.start));
+        self.put_filled(request, &head, data, &tail, host).await?;
+        // From here on nothing is awaited and nothing fails.
+        place.store(self, &entries);
+        if let Some(taken) = taken {
+            taken.keep();
+            for entry in segment.entries {
+                self.free_entry(entry, FreeReason::Other);
+            }
+        }
+        Ok(data.len())
     }
 
-    /// Makes everything that was written before this call durable.
-    ///
-    /// # Errors
-    /// [`Error::Storage`]; [`Error::Closed`].
-    ///
-    /// # Cancel safety
-    /// A dropped flush promises nothing.
-    pub async fn flush(&self) -> Result<()> {
-        let _request = self.requests.enter()?;
+    /// The clusters from the first entry on that are written to in one way. The request reaches from `at` to `end`.
+    fn segment<'e>(&self, entries: &'e [L2Entry], at: u64, end: u64) -> Result<Segment<'e>> {
+        let cluster_size = self.layer.geometry.cluster_size();
+        let start = self.layer.geometry.align_down(at);
+        let mut guest = start;
+        let mut home = Home::New;
+        let mut count = 0;
+        for entry in entries {
+            let touched = at.max(guest)..end.min(guest + cluster_size);
+            let next = self.home(entry, guest, touched)?;
+            let goes_on = match (home, next) {
+                _ if count == 0 => true,
+                (Home::New, Home::New) => true,
+                (Home::InPlace(host), Home::InPlace(next))
+                | (Home::Kept(host), Home::Kept(next)) => {
+                    // The first one begins where the request does.
+                    let begin = if matches!(home, Home::InPlace(_)) { at } else { start };
+                    next.get().checked_sub(host.get()) == Some(guest - begin)
+                }
+                _ => false,
+            };
+            if !goes_on {
+                break;
+            }
+            if count == 0 {
+                home = next;
+            }
+            count += 1;
+            guest += cluster_size;
+        }
+        Ok(Segment { home, entries: &entries[..count], start })
+    }
+
+    /// Where the cluster at `guest` is written to, of which `touched` is to be.
+    fn home(&self, entry: &L2Entry, guest: u64, touched: std::ops::Range<u64>) -> Result<Home> {
+        let layer = self.layer;
+        let kind = layer.cluster_kind(entry, guest)?;
+        if layer.context.data_file() && !matches!(kind, ClusterKind::Data { .. }) {
+            return Ok(Home::Kept(HostOffset::new(guest)));
+        }
+        let host = match kind {
+            ClusterKind::Data { host } | ClusterKind::Zero { host: Some(host) }
+                if entry.copied() || layer.context.data_file() =>
+            {
+                host
+            }
+            _ => return Ok(Home::New),
+        };
+        if self.alone_in(host, 1) == 0 {
+            return Ok(Home::New);
+        }
+        let in_place = match kind {
+            ClusterKind::Data { .. } if layer.geometry.extended_l2() => {
+                let mask = self.subclusters(&touched);
+                entry.bitmap() & mask == mask
+            }
+            ClusterKind::Data { .. } => true,
+            _ => false,
+        };
+        let inside = touched.start - guest;
+        Ok(if in_place {
+            Home::InPlace(HostOffset::new(host.get() + inside))
+        } else {
+            Home::Kept(host)
+        })
+    }
+
+    /// The bits of the subclusters that a range within one cluster touches.
+    pub(super) fn subclusters(&self, range: &std::ops::Range<u64>) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        let first = self.layer.geometry.subcluster_index(range.start);
+        let last = self.layer.geometry.subcluster_index(range.end - 1);
+        (u64::from(u32::MAX) >> (31 - (last - first))) << first
+    }
+
+    /// Where the bytes start that must be in the first host cluster of the segment, for a write from `at` on.
+    fn head_start(&self, segment: &Segment<'_>, at: u64) -> Result<u64> {
+        let entry = &segment.entries[0];
+        let geometry = self.layer.geometry;
+        if !geometry.extended_l2() {
+            return Ok(segment.start);
+        }
+        let sub = geometry.subcluster_size();
+        let own = at - at % sub;
+        let kind = self.layer.cluster_kind(entry, segment.start)?;
+        Ok(match (segment.home, kind) {
+            // The compressed cluster goes: all of it is needed.
+            (Home::New, ClusterKind::Compressed(_)) => segment.start,
+            // The host cluster goes: what it holds is needed.
+            (Home::New, ClusterKind::Data { .. }) => {
+                let allocated = entry.bitmap() & u64::from(u32::MAX);
+                let first = segment.start + u64::from(allocated.trailing_zeros()) * sub;
+                own.min(first)
+            }
+            (Home::Kept(_), _) if entry.bitmap() & self.subclusters(&(own..own + 1)) != 0 => at,
+            _ => own,
+        })
+    }
+
+    /// Where the bytes end that must be in the last host cluster of the segment, for a write up to `end`.
+    fn tail_end(&self, segment: &Segment<'_>, end: u64) -> Result<u64> {
+        let geometry = self.layer.geometry;
+        let clusters_end = segment.start + segment.entries.len() as u64 * geometry.cluster_size();
+        if !geometry.extended_l2() {
+            return Ok(clusters_end);
+        }
+        let entry = &segment.entries[segment.entries.len() - 1];
+        let sub = geometry.subcluster_size();
+        let own = end.next_multiple_of(sub);
+        let guest = clusters_end - geometry.cluster_size();
+        let kind = self.layer.cluster_kind(entry, guest)?;
+        Ok(match (segment.home, kind) {
+            (Home::New, ClusterKind::Compressed(_)) => clusters_end,
+            (Home::New, ClusterKind::Data { .. }) => {
+                let allocated = entry.bitmap() & u64::from(u32::MAX);
+                let count = u64::from(64 - allocated.leading_zeros());
+                own.max(guest + count * sub)
+            }
+            (Home::Kept(_), _)
+                if own > end && entry.bitmap() & self.subclusters(&(end..end + 1)) != 0 =>
+            {
+                end
+            }
+            _ => own,
+        })
+    }
+
+    /// What the guest reads between `start` and `end`, which lie in the cluster of `entry`.
+    async fn fill(&self, entry: &L2Entry, start: u64, end: u64) -> Result<Fill> {
+        if start >= end {
+            return Ok(Fill::Nothing);
+        }
+        let len = end - start;
+        let kind = self.layer.cluster_kind(entry, start)?;
+        let is_zero = match kind {
+            ClusterKind::Zero { .. } => true,
+            // With extended L2 entries its subclusters may be zeros, which there is no difference to.
+            ClusterKind::Unallocated => self.image.layers[0].below == Below::Zeros,
+            ClusterKind::Data { .. } | ClusterKind::Compressed(_) => false,
+        };
+        if is_zero {
+            return Ok(Fill::Zeros { len });
+        }
+        let mut bytes = zeros(len)?;
+        self.image.read_range(&mut bytes, start).await?;
+        Ok(if bytes.iter().all(|byte| *byte == 0) {
+            Fill::Zeros { len }
+        } else {
+            Fill::Bytes(bytes)
+        })
+    }
+
+    /// The entries of a segment whose clusters are from `base` on, and hold `written`.
+    fn mapped(
+        &self,
+        segment: &Segment<'_>,
+        base: HostOffset,
+        written: std::ops::Range<u64>,
+    ) -> Vec<L2Entry> {
+        let geometry = self.layer.geometry;
+        let cluster_size = geometry.cluster_size();
+        let entry = |(index, old): (usize, &L2Entry)| {
+            let offset = index as u64 * cluster_size;
+            let guest = segment.start + offset;
+            let kind = ClusterKind::Data { host: HostOffset::new(base.get() + offset) };
+            let new = L2Entry::new(kind, true, geometry);
+            if !geometry.extended_l2() {
+                return new;
+            }
+            let touched = written.start.max(guest)..written.end.min(guest + cluster_size);
+            let touched = self.subclusters(&touched);
+            let compressed =
+                matches!(self.layer.cluster_kind(old, guest), Ok(ClusterKind::Compressed(_)));
+            let (allocated, zero) = match (segment.home, compressed) {
+                (_, true) => (touched, 0),
+                (Home::New, false) => (touched, old.bitmap() >> 32 & !touched),
+                (_, false) => {
+                    let allocated = old.bitmap() & u64::from(u32::MAX);
+                    (allocated | touched, old.bitmap() >> 32 & !touched)
+                }
+            };
+            L2Entry::from_raw(new.descriptor(), zero << 32 | allocated)
+        };
+        segment.entries.iter().enumerate().map(entry).collect()
+    }
+
+    /// Writes `data` to `host`, with what goes before and behind it.
+    async fn put_filled(
+        &self,
+        request: &Request<'_>,
+        head: &Fill,
+        data: &[u8],
+        tail: &Fill,
+        host: HostOffset,
+    ) -> Result<()> {
+        let len = data.len() as u64;
+        let whole = head.len() + len + tail.len();
+        let start = HostOffset::new(host.get() - head.len());
+        if whole == len {
+            return self.put(request, data, host).await;
+        }
+        if whole <= MERGED_LEN_BYTES_MAX {
+            let mut buf = Vec::with_capacity(data.len());
+            head.append_to(&mut buf);
+            buf.extend_from_slice(data);
+            tail.append_to(&mut buf);
+            return self.put(request, &buf, start).await;
+        }
+        let end = HostOffset::new(host.get() + len);
+        try_join3(
+            self.put_fill(request, head, start),
+            self.put(request, data, host),
+            self.put_fill(request, tail, end),
+        )
+        .await?;
         Ok(())
     }
 
-    /// Changes the size of the disk to `size` bytes.
+    async fn put_fill(&self, request: &Request<'_>, fill: &Fill, host: HostOffset) -> Result<()> {
+        match fill {
+            Fill::Nothing => Ok(()),
+            Fill::Zeros { len } => self.put_zeros(request, host, *len).await,
+            Fill::Bytes(bytes) => self.put(request, bytes, host).await,
+        }
+    }
+
+    /// Writes guest data to where the guest's clusters are.
+    pub(super) async fn put(
+        &self,
+        request: &Request<'_>,
+        data: &[u8],
+        host: HostOffset,
+    ) -> Result<()> {
+        let (file, storage, blocks) = self.data_target()?;
+        let len = data.len() as u64;
+        let range = host.get()..host.get() + len;
+        if self.writer.settling.overlaps(file, &range) {
+            self.settle().await?;
+        }
+        let landing = self.writer.settling.begin(Some(request), file, range.clone());
+        // Cancel: the range is unsettled.
+        let written = blocks.write(storage, data, host.get()).await;
+        landing.end();
+        written.map_err(|error| Error::storage("write", host.get(), len, error))?;
+        if file == File::Image {
+            self.layer.metadata.grow_to(range.end);
+        }
+        Ok(())
+    }
+
+    /// Writes zeros to where the guest's clusters are.
+    pub(super) async fn put_zeros(
+        &self,
+        request: &Request<'_>,
+        host: HostOffset,
+        len: u64,
+    ) -> Result<()> {
+        let (file, storage, blocks) = self.data_target()?;
+        let range = host.get()..host.get() + len;
+        if self.writer.settling.overlaps(file, &range) {
+            self.settle().await?;
+        }
+        let landing = self.writer.settling.begin(Some(request), file, range.clone());
+        // Cancel: the range is unsettled.
+        let written = blocks.write_zeroes(storage, host.get(), len).await;
+        landing.end();
+        written.map_err(|error| Error::storage("write zeroes", host.get(), len, error))?;
+        if file == File::Image {
+            self.layer.metadata.grow_to(range.end);
+        }
+        Ok(())
+    }
+
+    /// The file that the guest's clusters are in.
     ///
     /// # Errors
-    /// As [`Self::write_at`]; [`Error::InvalidArgument`] for what the format does not allow.
-    ///
-    /// # Cancel safety
-    /// The disk has the old size or the new one.
-    pub async fn resize(&self, _size: u64, _options: &ResizeOptions) -> Result<()> {
-        Err(Error::ReadOnly("writing is not finished".into()))
+    /// [`Error::Refused`] if it was not opened.
+    pub(super) fn data_target(&self) -> Result<(File, &S, &Blocks)> {
+        match &self.layer.data {
+            DataFile::None => {
+                Ok((File::Image, self.layer.metadata.storage(), self.layer.metadata.blocks()))
+            }
+            DataFile::Open(storage) => Ok((File::Data, storage, &self.layer.data_blocks)),
+            DataFile::Zeros | DataFile::Left => Err(self.layer.data_left()),
+        }
     }
+
+    /// Gives up what an entry refers to that is in memory no more.
+    pub(super) fn free_entry(&self, entry: &L2Entry, reason: FreeReason) {
+        if self.layer.context.data_file() {
+            return;
+        }
+        match entry.cluster(&self.layer.context) {
+            Ok(ClusterKind::Data { host } | ClusterKind::Zero { host: Some(host) }) => {
+                self.free(host, self.layer.geometry.cluster_size(), reason);
+            }
+            Ok(ClusterKind::Compressed(cluster)) => self.free(cluster.host, cluster.len, reason),
+            _ => {}
+        }
+    }
+
+    /// How much of `len` bytes from `host` on lies in clusters that only the entry which has led here refers to.
+    fn alone_in(&self, host: HostOffset, len: u64) -> u64 {
+        if self.writer.is_sound() || self.layer.context.data_file() {
+            return len;
+        }
+        let bits = self.layer.geometry.cluster_bits();
+        let ownership = self.writer.ownership.lock();
+        let mut cluster = host.get() >> bits;
+        let end = host.get() + len;
+        while cluster << bits < end && ownership.owner(cluster) == Owner::Data {
+            cluster += 1;
+        }
+        (cluster << bits).min(end).saturating_sub(host.get())
+    }
+
+    /// Refuses to write where the survey has found metadata, and to go on with an image like that.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if there is metadata.
+    async fn must_not_overlap(&self, host: HostOffset) -> Result<()> {
+        let cluster = host.get() >> self.layer.geometry.cluster_bits();
+        if self.writer.ownership.lock().owner(cluster) != Owner::Metadata {
+            return Ok(());
+        }
+        let _header = self.writer.header_io.lock().await;
+        let range = host.get()..host.get() + 1;
+        let refusal = self.layer.refuse_overlap(self.writer.options.overlap_checks, range).await?;
+        if refusal.marked {
+            self.writer.latch(refusal.error.to_string());
+        }
+        Err(refusal.error)
+    }
+
+    /// The place of a guest cluster's entry in its own L2 table, loaded and pinned.
+    pub(super) async fn own_place(&self, guest: u64) -> Result<EntryPlace> {
+        let geometry = self.layer.geometry;
+        let guest = GuestOffset::new(guest);
+        let table = self.own_l2_table(geometry.l1_index(guest)).await?;
+        let index = geometry.l2_index(guest);
+        let byte = index * geometry.l2_entry_len();
+        let slice_len = self.layer.l2_cache.entry_bytes();
+        let in_table = byte / slice_len * slice_len;
+        let slice = table.checked_add(in_table).unwrap_or(table);
+        let pinned =
+            self.layer.metadata.load_slice(&self.layer.l2_cache, Structure::L2Table, slice).await?;
+        // OK to saturate: a slice is in memory, so its indexes fit.
+        let first = usize::try_from((byte - in_table) / 8).unwrap_or(usize::MAX);
+        Ok(EntryPlace { slice, first, _pinned: pinned })
+    }
+
+    /// Guest offset of the end of what the slice maps that maps `guest`.
+    pub(super) fn slice_end(&self, guest: u64) -> u64 {
+        let geometry = self.layer.geometry;
+        let entries = self.layer.l2_cache.entry_bytes() / geometry.l2_entry_len();
+        let span = entries * geometry.cluster_size();
+        (guest - guest % span).saturating_add(span)
+    }
+}
+
+/// A place in a slice of an L2 table that nothing else refers to.
+pub(super) struct EntryPlace {
+    slice: HostOffset,
+    /// The index of the first word.
+    first: usize,
+    _pinned: crate::cache::Slice,
+}
+
+impl EntryPlace {
+    /// `count` entries from here on, which lie in the slice.
+    pub(super) fn entries<S: Storage>(&self, top: &Top<'_, S>, count: u64) -> Vec<L2Entry> {
+        let words = if top.layer.geometry.extended_l2() { 2 } else { 1 };
+        let read = |slice: &crate::cache::Slice| {
+            let entry = |index: usize| {
+                let word = self.first + index * words;
+                let bitmap = if words == 2 { slice.word(word + 1) } else { 0 };
+                L2Entry::from_raw(slice.word(word), bitmap)
+            };
+            // OK to saturate: they lie in the slice.
+            (0..usize::try_from(count).unwrap_or(usize::MAX)).map(entry).collect()
+        };
+        // A slice that is pinned is cached.
+        top.layer.l2_cache.hit(self.slice, read).unwrap_or_default()
+    }
+
+    /// Stores entries from here on.
+    pub(super) fn store<S: Storage>(&self, top: &Top<'_, S>, entries: &[L2Entry]) {
+        let words = if top.layer.geometry.extended_l2() { 2 } else { 1 };
+        let stored = top.layer.l2_cache.update(self.slice, |slice| {
+            for (index, entry) in entries.iter().enumerate() {
+                let word = self.first + index * words;
+                slice.set_word(word, entry.descriptor());
+                if words == 2 {
+                    slice.set_word(word + 1, entry.bitmap());
+                }
+            }
+        });
+        assert!(stored.is_some(), "a slice that is pinned is not cached");
+    }
+}
+
+fn without_zeros(fill: Fill) -> Fill {
+    match fill {
+        Fill::Zeros { .. } => Fill::Nothing,
+        fill => fill,
+    }
+}
+
+/// `len` zeros.
+pub(super) fn zeros(len: u64) -> Result<Vec<u8>> {
+    let limit = usize::MAX as u64;
+    let len = usize::try_from(len).map_err(|_| Error::LimitExceeded {
+        what: "bytes of a request",
+        value: len,
+        limit,
+    })?;
+    Ok(vec![0; len])
 }

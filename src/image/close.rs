@@ -1,0 +1,65 @@
+//! The end of an image: nobody comes in, everybody leaves, the cleaner ends, and what is dirty is written in order.
+
+use crate::error::Result;
+use crate::storage::Storage;
+
+use super::Image;
+use super::writer::{Target, Top};
+
+/// Releasing what was unmapped makes refcounts dirty, and a dropped write may have held it up: then once more.
+const ROUNDS_MAX: usize = 4;
+
+impl<S: Storage> Image<S> {
+    /// Closes the image: refuses new requests, waits for those in flight, stops the cleaner and waits until it can do
+    /// no more, writes back what is dirty, and flushes. May be called again, by several tasks at once; each returns when the
+    /// image is closed.
+    ///
+    /// It does not hang, whatever became of the cleaner: asleep, dropped, never polled.
+    ///
+    /// # Errors
+    /// [`Error::Storage`](crate::Error::Storage) and [`Error::Latched`](crate::Error::Latched), as a flush: what was not
+    /// flushed before may be lost. The image is closed all the same; another call tries again to write what is left.
+    ///
+    /// # Cancel safety
+    /// A close that is dropped stays begun: requests are refused, and a later call completes it.
+    pub async fn close(&self) -> Result<()> {
+        self.requests.close().await;
+        self.cleaner.stop();
+        self.cleaner.join().await;
+        let Ok((writer, target)) = self.target() else { return Ok(()) };
+        let mut closed = writer.closed.lock().await;
+        if *closed {
+            return Ok(());
+        }
+        match target {
+            Target::Qcow2(top) => top.write_all().await?,
+            Target::Raw(layer) => {
+                layer
+                    .storage
+                    .flush()
+                    .await
+                    .map_err(|error| crate::Error::storage("flush", 0, 0, error))?;
+            }
+        }
+        *closed = true;
+        Ok(())
+    }
+}
+
+impl<S: Storage> Top<'_, S> {
+    /// Writes all that is left, when no request is in flight.
+    async fn write_all(&self) -> Result<()> {
+        let _one = self.writer.commit.lock().await;
+        if self.is_untouched() {
+            return Ok(());
+        }
+        self.writer.must_not_be_latched()?;
+        for _ in 0..ROUNDS_MAX {
+            self.commit_locked().await?;
+            if self.is_written() {
+                break;
+            }
+        }
+        self.mark_clean().await
+    }
+}

@@ -1,0 +1,118 @@
+//! Compressed writes: whole clusters, each as one stream behind the one before.
+//!
+//! Source: QEMU, block/qcow2.c, `qcow2_co_pwritev_compressed_task`; qcow2-cluster.c,
+//! `qcow2_alloc_compressed_cluster_offset`.
+
+use futures::stream::{FuturesUnordered, StreamExt};
+
+use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
+use crate::format::{ClusterKind, CompressedCluster, L2Entry};
+use crate::storage::{Buf, Storage};
+
+use super::Image;
+use super::free::FreeReason;
+use super::requests::Request;
+use super::writer::{Change, Target, Top};
+
+impl<S: Storage> Image<S> {
+    /// Writes `data` compressed at guest `offset`: whole clusters, and at the end of the disk a part of one. A cluster that
+    /// does not become smaller is written as it is. Several are compressed at a time, if the image has workers.
+    ///
+    /// # Errors
+    /// As [`Self::write_at`]; [`Error::InvalidArgument`] for other parts of clusters, and for clusters that have data in a
+    /// host cluster of their own: what is compressed takes nothing's place. [`Error::Unsupported`] for images that cannot
+    /// have compressed clusters.
+    ///
+    /// # Cancel safety
+    /// As [`Self::write_at`].
+    pub async fn write_compressed_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        let change = self.begin_change().await?;
+        let end = self.range_end(offset, data.len() as u64)?;
+        let Target::Qcow2(top) = &change.target else {
+            return Err(Error::InvalidArgument("a raw image has no compressed clusters".into()));
+        };
+        let cluster_size = top.layer.geometry.cluster_size();
+        if top.layer.context.data_file() {
+            let kind = UnsupportedKind::CompressionWithDataFile;
+            return Err(Unsupported::new(kind, Structure::Header).into());
+        }
+        let ends_whole = end.is_multiple_of(cluster_size) || end == self.virtual_size();
+        if !offset.is_multiple_of(cluster_size) || !ends_whole {
+            return Err(Error::InvalidArgument(format!(
+                "compressed write of {} bytes at {offset:#x} is not of whole clusters of {cluster_size:#x} bytes",
+                data.len()
+            )));
+        }
+        let in_flight = self.workers.as_ref().map_or(1, |workers| workers.parallelism().max(1));
+        // OK to saturate: a cluster is in memory.
+        let chunk = usize::try_from(cluster_size).unwrap_or(usize::MAX);
+        let mut todo = data.chunks(chunk).zip((offset..).step_by(chunk));
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < in_flight {
+                let Some((cluster, at)) = todo.next() else { break };
+                running.push(change.write_compressed(*top, cluster, at));
+            }
+            match running.next().await {
+                Some(done) => done?,
+                None => break,
+            }
+        }
+        drop(running);
+        drop(change);
+        self.write_through().await
+    }
+}
+
+impl<S: Storage> Change<'_, S> {
+    async fn write_compressed(&self, top: Top<'_, S>, data: &[u8], at: u64) -> Result<()> {
+        // OK to saturate: a cluster is in memory.
+        let len = usize::try_from(top.layer.geometry.cluster_size()).unwrap_or(usize::MAX);
+        let mut cluster = Buf::zeroed(len);
+        cluster[..data.len()].copy_from_slice(data);
+        let deflater = top.layer.codec.deflater();
+        let (cluster, stream) = deflater.deflate_by(top.image.workers.as_ref(), cluster).await;
+        match stream {
+            Some(stream) => top.put_compressed(&self.request, &stream, at).await,
+            None => {
+                let mut done = 0;
+                while done < data.len() {
+                    let rest = &cluster[done..data.len()];
+                    done += top.write_step(&self.request, rest, at + done as u64).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<S: Storage> Top<'_, S> {
+    /// Stores the stream of the cluster at guest offset `at`.
+    async fn put_compressed(&self, request: &Request<'_>, stream: &[u8], at: u64) -> Result<()> {
+        let geometry = self.layer.geometry;
+        let cluster = at >> geometry.cluster_bits();
+        let _claim = self.writer.claims.claim(cluster..=cluster).await;
+        let place = self.own_place(at).await?;
+        let entries = place.entries(self, 1);
+        let old = entries.first().copied().unwrap_or_default();
+        let has_own = match self.layer.cluster_kind(&old, at)? {
+            ClusterKind::Data { .. } | ClusterKind::Zero { host: Some(_) } => old.copied(),
+            _ => false,
+        };
+        if has_own {
+            return Err(Error::InvalidArgument(format!(
+                "compressed write at {at:#x}: the cluster is allocated already"
+            )));
+        }
+        let len = stream.len() as u64;
+        let (taken, host) = self.take_bytes(len).await?;
+        self.put(request, stream, host).await?;
+        // From here on nothing is awaited and nothing fails.
+        self.layer.inflated.forget(host);
+        let kind = ClusterKind::Compressed(CompressedCluster { host, len });
+        place.store(self, &[L2Entry::new(kind, false, geometry)]);
+        taken.keep();
+        self.free_entry(&old, FreeReason::Other);
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! What an image has that is open for writing, and the door through which each change goes.
+//!
+//! # Locks, in their order
+//!
+//! Turnstile, claims, commit, tables, allocator, refcount table's I/O, header's I/O; each may be held over an await. The
+//! synchronous ones (ownership, frees, lists of dirty entries, the caches' own) are leaves.
+
+use std::collections::BTreeSet;
+
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::sync::{AsyncMutex, AtomicU64, Mutex, Ordering};
+
+use super::Image;
+use super::alloc::Allocator;
+use super::claims::Claims;
+use super::free::Frees;
+use super::layer::{Body, Qcow2Layer, RawLayer};
+use super::options::WriteOptions;
+use super::ownership::Ownership;
+use super::refcount_table::RefcountTable;
+use super::requests::Request;
+use super::settling::Settling;
+use super::turnstile::{Passing, Turnstile};
+
+/// A write-back begins by itself when this share of a cache's budget is dirty.
+const DIRTY_SHARE_MAX: u64 = 2;
+
+/// The state of an image that is open for writing.
+pub(crate) struct Writer {
+    pub(super) options: WriteOptions,
+    pub(super) turnstile: Turnstile,
+    pub(super) claims: Claims,
+    /// Held by whoever makes changes durable.
+    pub(super) commit: AsyncMutex<()>,
+    /// Held by whoever gives an L1 entry a table.
+    pub(super) tables: AsyncMutex<()>,
+    pub(super) allocator: AsyncMutex<Allocator>,
+    /// Held over writes of the refcount table and of its place in the header.
+    pub(super) refcount_table_io: AsyncMutex<()>,
+    pub(super) header_io: AsyncMutex<HeaderState>,
+    pub(super) refcount_table: Mutex<RefcountTable>,
+    pub(super) ownership: Mutex<Ownership>,
+    pub(super) frees: Mutex<Frees>,
+    /// L1 entries that are not on disk yet.
+    pub(super) l1_dirty: Mutex<BTreeSet<usize>>,
+    pub(super) settling: Settling,
+    /// Whether the first change has been prepared.
+    pub(super) prepared: AsyncMutex<bool>,
+    is_prepared: AtomicU64,
+    /// Whether the survey found nothing that contradicts itself.
+    is_sound: AtomicU64,
+    /// Why no more changes are accepted.
+    latch: Mutex<Option<String>>,
+    is_latched: AtomicU64,
+    pub(super) closed: AsyncMutex<bool>,
+}
+
+/// What is known of the header on disk.
+#[derive(Debug, Default)]
+pub(crate) struct HeaderState {
+    /// A write of it failed or was dropped: what is there is the old or the new one.
+    pub(super) is_uncertain: bool,
+}
+
+impl Writer {
+    pub(super) fn new(options: WriteOptions) -> Self {
+        Self {
+            options,
+            turnstile: Turnstile::default(),
+            claims: Claims::default(),
+            commit: AsyncMutex::default(),
+            tables: AsyncMutex::default(),
+            allocator: AsyncMutex::default(),
+            refcount_table_io: AsyncMutex::default(),
+            header_io: AsyncMutex::default(),
+            refcount_table: Mutex::default(),
+            ownership: Mutex::default(),
+            frees: Mutex::default(),
+            l1_dirty: Mutex::default(),
+            settling: Settling::default(),
+            prepared: AsyncMutex::default(),
+            is_prepared: AtomicU64::new(0),
+            is_sound: AtomicU64::new(0),
+            latch: Mutex::default(),
+            is_latched: AtomicU64::new(0),
+            closed: AsyncMutex::default(),
+        }
+    }
+
+    /// Whether the first change has been prepared.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.is_prepared.load(Ordering::Acquire) != 0
+    }
+
+    /// Notes what is known of the clusters before the first change.
+    pub(super) fn know(&self, ownership: Ownership) {
+        self.is_sound.store(u64::from(ownership.is_sound()), Ordering::Release);
+        *self.ownership.lock() = ownership;
+    }
+
+    /// Whether every entry with the copied flag is the only one that refers to its cluster.
+    #[inline]
+    pub(super) fn is_sound(&self) -> bool {
+        self.is_sound.load(Ordering::Acquire) != 0
+    }
+
+    /// Refuses all changes from now on: what was lost cannot be known.
+    pub(super) fn latch(&self, reason: String) {
+        self.latch.lock().get_or_insert(reason);
+        self.is_latched.store(1, Ordering::Release);
+    }
+
+    /// Asks whether changes are accepted.
+    ///
+    /// # Errors
+    /// [`Error::Latched`] if they are not.
+    #[inline]
+    pub(super) fn must_not_be_latched(&self) -> Result<()> {
+        if self.is_latched.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        Err(Error::Latched(self.latch.lock().clone().unwrap_or_default()))
+    }
+}
+
+/// The image itself, a qcow2 one that is open for writing: what the verbs that change it work on.
+pub(crate) struct Top<'a, S> {
+    pub(super) image: &'a Image<S>,
+    pub(super) layer: &'a Qcow2Layer<S>,
+    pub(super) writer: &'a Writer,
+}
+
+impl<S> Clone for Top<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Top<'_, S> {}
+
+/// What is written to.
+pub(crate) enum Target<'a, S> {
+    Qcow2(Top<'a, S>),
+    Raw(&'a RawLayer<S>),
+}
+
+/// A change that has come through the door; dropping it leaves.
+pub(crate) struct Change<'a, S> {
+    pub(super) target: Target<'a, S>,
+    pub(super) request: Request<'a>,
+    _passing: Passing<'a>,
+}
+
+impl<S: Storage> Image<S> {
+    /// The writer, and what it writes to.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] if the image was not opened for writing.
+    pub(super) fn target(&self) -> Result<(&Writer, Target<'_, S>)> {
+        let writer = self
+            .writer
+            .as_ref()
+            .ok_or_else(|| Error::ReadOnly("it was not opened for writing".into()))?;
+        // OK to index: an image has a layer.
+        let target = match &self.layers[0].body {
+            Body::Qcow2(layer) => Target::Qcow2(Top { image: self, layer, writer }),
+            Body::Raw(layer) => Target::Raw(layer),
+        };
+        Ok((writer, target))
+    }
+
+    /// The image itself, if it is qcow2 and open for writing.
+    pub(super) fn top(&self) -> Option<Top<'_, S>> {
+        match self.target() {
+            Ok((_, Target::Qcow2(top))) => Some(top),
+            _ => None,
+        }
+    }
+
+    /// Lets a change in: makes room in the caches first if they are too dirty, as that can wait for nobody in here.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::Latched`]; whatever preparing the first change meets.
+    pub(super) async fn begin_change(&self) -> Result<Change<'_, S>> {
+        let (writer, target) = self.target()?;
+        writer.must_not_be_latched()?;
+        if let Target::Qcow2(top) = &target {
+            if writer.is_prepared.load(Ordering::Acquire) == 0 {
+                let _chore = self.requests.enter_chore()?;
+                top.prepare().await?;
+                writer.is_prepared.store(1, Ordering::Release);
+            }
+            if top.needs_room() {
+                let _chore = self.requests.enter_chore()?;
+                top.make_room().await?;
+            }
+        }
+        let passing = writer.turnstile.pass().await;
+        let request = self.requests.enter()?;
+        Ok(Change { target, request, _passing: passing })
+    }
+}
+
+impl<S: Storage> Top<'_, S> {
+    /// Whether so much is dirty, or waits to be free, that it should be written back before more is.
+    pub(super) fn needs_room(&self) -> bool {
+        let layer = self.layer;
+        let full = |cache: &crate::cache::TableCache| {
+            cache.unwritten_bytes() > cache.budget_bytes() / DIRTY_SHARE_MAX
+        };
+        full(&layer.l2_cache) || full(&layer.refcount_cache) || self.writer.frees.lock().are_many()
+    }
+}
