@@ -272,6 +272,13 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(end)
     }
 
+    /// The refcount of the cluster that holds `offset`, as it is in memory.
+    pub(super) async fn refcount(&self, offset: HostOffset) -> Result<u64> {
+        let cluster = offset.get() >> self.layer.geometry.cluster_bits();
+        let (_, slice) = self.refcount_slice(cluster).await?;
+        Ok(slice.map_or(0, |slice| self.refcount_of(&slice, cluster)))
+    }
+
     /// The next `count` free clusters side by side.
     async fn find_free(&self, allocator: &mut Allocator, count: u64) -> Result<Range<u64>> {
         let from = allocator.next;

@@ -55,6 +55,9 @@ impl<S: Storage> Image<S> {
         gate: &G,
         options: OpenOptions,
     ) -> Result<Opened<S>> {
+        if options.write.is_some() && options.snapshot.is_some() {
+            return Err(Error::InvalidArgument("a snapshot cannot be written to".into()));
+        }
         let mut layers: Vec<Layer<S>> = Vec::new();
         let mut identities: Vec<Identity> = Vec::new();
         let mut next = Some(source);

@@ -31,6 +31,11 @@ impl<S: Storage> Image<S> {
     /// Dropping the future has no effect.
     pub async fn layer_refcount(&self, depth: usize, offset: HostOffset) -> Result<Option<u64>> {
         let _request = self.requests.enter()?;
+        if let (0, Some(top)) = (depth, self.top())
+            && top.writer.is_prepared()
+        {
+            return top.refcount(offset).await.map(Some);
+        }
         match self.layers.get(depth).map(|layer| &layer.body) {
             Some(Body::Qcow2(layer)) => layer.refcount(offset).await.map(Some),
             Some(Body::Raw(_)) | None => Ok(None),

@@ -88,6 +88,8 @@ impl<S: Storage> Image<S> {
         options: &CheckOptions,
         observer: &mut O,
     ) -> Result<CheckReport> {
+        // What is checked is what is in the file.
+        self.flush().await?;
         let _request = self.requests.enter()?;
         match &self.layers[0].body {
             Body::Qcow2(layer) => {
