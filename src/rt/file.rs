@@ -108,6 +108,7 @@ struct Inner {
     file: File,
     path: PathBuf,
     writable: bool,
+    is_locked: bool,
     limits: StorageLimits,
     identity: (u64, u64),
     /// Reads can be answered from the page cache. Cleared for good when the file system says it cannot.
@@ -119,6 +120,14 @@ struct Inner {
     dropped: Mutex<Vec<Change>>,
     /// The same, being waited for by flushes, which take turns at it.
     settling: async_lock::Mutex<Vec<Change>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.is_locked {
+            lock::release(&self.file);
+        }
+    }
 }
 
 /// A change of the file on a thread of the pool.
@@ -186,6 +195,7 @@ impl FileStorage {
                 file,
                 path,
                 writable: options.writable,
+                is_locked: options.lock != LockMode::Off,
                 limits,
                 identity: (metadata.dev(), metadata.ino()),
                 at_once: AtomicBool::new(!options.direct),

@@ -6,7 +6,8 @@
 //! `block/file-posix.c` (`raw_apply_lock_bytes`, `raw_check_lock_bytes`); which permissions a qcow2 layer asks for was
 //! read off `/proc/locks`.
 //!
-//! The locks are advisory and belong to the open file: they go when the last descriptor of it is closed.
+//! The locks are advisory and belong to the open file: they go when the storage is dropped, or the last descriptor of the
+//! file is closed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -70,7 +71,7 @@ impl fmt::Display for LockError {
 impl std::error::Error for LockError {}
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::take;
+pub(super) use linux::{release, take};
 
 /// Without open-file-description locks there are none that would hold between the threads of a process.
 #[cfg(not(target_os = "linux"))]
@@ -82,6 +83,10 @@ pub(super) fn take(
 ) -> std::io::Result<()> {
     Ok(())
 }
+
+/// There is nothing to give back.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn release(_file: &std::fs::File) {}
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -146,6 +151,15 @@ mod linux {
         }
         check(file, path, held, NOT_SHARED, Side::Ours)?;
         check(file, path, not_shared, HELD, Side::Theirs)
+    }
+
+    /// Gives all locks back. The kernel would do so when it closes the file, and may be late: io_uring keeps a request's
+    /// file for a while after the request is done, even when the process has ended.
+    pub(in crate::rt) fn release(file: &File) {
+        let mut all = lock(libc::F_UNLCK, HELD);
+        all.l_len = NOT_SHARED + 4 - HELD;
+        // Nothing can be done about an error; closing the file gives the locks back too.
+        let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&all));
     }
 
     fn check(file: &File, path: &Path, bits: u8, base: i64, side: Side) -> io::Result<()> {

@@ -188,7 +188,9 @@ impl Ring {
         };
         // Not under the lock: who is told may ask for more at once.
         for (request, result) in done.drain(..) {
-            let Request { buf, completion, .. } = request;
+            let Request { buf, completion, storage, .. } = request;
+            // Before whoever waits goes on, and perhaps ends the process: the last to let go of a file unlocks it.
+            drop(storage);
             completion.complete(result, buf);
         }
         self.slots().done = done;
