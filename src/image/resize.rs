@@ -16,18 +16,18 @@ use super::ownership::Owner;
 use super::writer::{Target, Top};
 
 impl<S: Storage> Image<S> {
-    /// Makes the disk `size` bytes long, a multiple of 512. What it gains reads as zeros, whatever a longer backing file
+    /// Makes the disk `size` bytes long, in a qcow2 image a multiple of 512. What it gains reads as zeros, whatever a longer backing file
     /// holds; what it loses is lost.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the size is not a multiple of 512, if the disk would become smaller and that is not
+    /// [`Error::InvalidArgument`] if the size is not such a multiple, if the disk would become smaller and that is not
     /// allowed, or the format does not allow the change; [`Error::LimitExceeded`] if the L1 table would become too large;
     /// else as [`Self::write_at`].
     ///
     /// # Cancel safety
     /// The disk has the old size or the new one. A disk that was becoming smaller may have lost a part of its end.
     pub async fn resize(&self, size: u64, options: &ResizeOptions) -> Result<()> {
-        if !size.is_multiple_of(512) {
+        if self.header().is_some() && !size.is_multiple_of(512) {
             return Err(Error::InvalidArgument("The new size must be a multiple of 512".into()));
         }
         let old = self.virtual_size();
@@ -39,7 +39,7 @@ impl<S: Storage> Image<S> {
         let change = self.begin_change().await?;
         let is_qcow2 = matches!(change.target, Target::Qcow2(_));
         if let Target::Raw(layer) = &change.target {
-            return layer.resize(size).await;
+            return layer.resize(size, options.preallocation).await;
         }
         drop(change);
         if is_qcow2 && size < old {
@@ -128,9 +128,18 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S: Storage> RawLayer<S> {
-    async fn resize(&self, size: u64) -> Result<()> {
+    async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        let old = self.len();
         let resized = self.storage.set_len(size).await;
         resized.map_err(|error| Error::storage("set length", size, 0, error))?;
+        let takes_space = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
+        if let (true, Some(len)) = (takes_space, size.checked_sub(old).filter(|&len| len > 0)) {
+            // Cancel: the disk has its new size, and not all of the space for it.
+            let zeroed = self.blocks.write_zeroes(&self.storage, old, len).await;
+            zeroed.map_err(|error| Error::storage("write zeroes", old, len, error))?;
+        }
+        // In whole sectors, as when it was opened.
+        let size = size.checked_next_multiple_of(512).unwrap_or(size);
         self.size.store(size, Ordering::Release);
         Ok(())
     }

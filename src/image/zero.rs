@@ -121,18 +121,23 @@ impl<S: Storage> Top<'_, S> {
         // The last cluster may be whole where the disk ends in it.
         let whole_end = if end == disk_end { end.next_multiple_of(sub) } else { end - end % sub };
         let is_v2 = self.layer.context.version() == Version::V2;
-        if is_v2 || !at.is_multiple_of(sub) || at >= whole_end {
-            let piece_end = match is_v2 {
+        // Entries of version 2 cannot say zero; without a backing file those that say nothing mean it, as in QEMU.
+        let as_data = is_v2 && self.image.layers[0].below != Below::Zeros;
+        if as_data || !at.is_multiple_of(sub) || at >= whole_end {
+            let piece_end = match as_data {
                 true => end.min(at + ZEROS_LEN_BYTES_MAX),
                 false => end.min((at - at % sub).saturating_add(sub)),
             };
-            if !is_v2 && self.reads_zero(at).await? {
+            if !as_data && self.reads_zero(at).await? {
                 return Ok(piece_end - at);
             }
             return self.write_zero_data(request, at..piece_end).await;
         }
         let end = self.slice_end(at).min(whole_end);
         self.change_entries(request, at..end, |top, entry, guest, part| {
+            if is_v2 {
+                return top.discarded(entry, guest, false);
+            }
             top.zeroed(entry, guest, part, mode)
         })
         .await
