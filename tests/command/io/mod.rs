@@ -4,6 +4,7 @@
 mod access;
 mod arguments;
 mod read;
+mod write;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};

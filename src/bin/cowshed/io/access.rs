@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use crate::failure::Failure;
 
 use super::command::Call;
+use super::device::goes_with_version;
 use super::fault::Fault;
 use super::flags::Flags;
 use super::getopt::Getopt;
@@ -155,7 +156,8 @@ pub(super) async fn reopen(shell: &mut Shell<'_>, call: Call) -> Result<(), Faul
     let generic = settings.generic().map_err(wrong)?;
     settings.detect_zeroes().map_err(wrong)?;
     let caches = settings.caches().map_err(wrong)?;
-    settings.write(&generic).map_err(wrong)?;
+    let write = settings.write(&generic).map_err(wrong)?;
+    goes_with_version(&device.image, &write).map_err(wrong)?;
     if let Some(geometry) = device.image.geometry() {
         let resolved = caches.resolve(&geometry, device.image.virtual_size());
         resolved.map_err(|error| Fault::Error(crate::open::reason(&error)))?;

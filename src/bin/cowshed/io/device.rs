@@ -8,7 +8,7 @@ use std::thread;
 
 use cowshed::Error;
 use cowshed::format::{Incompatible, Version};
-use cowshed::image::{Format, detect};
+use cowshed::image::{Format, WriteOptions, detect};
 use cowshed::rt::SmolTimer;
 
 use crate::failure::{Failure, warn};
@@ -81,21 +81,11 @@ impl Opener {
         let format = source.format;
         settings.known(format.name()).map_err(failed)?;
         let opened = opening.opened(&file, source, None).await?;
-        let opened = opened.map_err(|error| failed(words(&error).into()))?;
-        if let Some(header) = opened.image.header().filter(|header| header.version == Version::V2) {
-            let reason = if write.lazy_refcounts == Some(true) {
-                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
-            } else if write.discard_no_unref {
-                "discard-no-unref is only supported since qcow2 version 3"
-            } else {
-                ""
-            };
-            drop(header);
-            if !reason.is_empty() {
-                // What cannot be closed has not been changed.
-                let _ = opened.image.close().await;
-                return Err(failed(reason.into()));
-            }
+        let opened = opened.map_err(|error| failed(open::reason(&error).into()))?;
+        if let Err(wrong) = goes_with_version(&opened.image, &write) {
+            // What cannot be closed has not been changed.
+            let _ = opened.image.close().await;
+            return Err(failed(wrong));
         }
         let is_guessed = is_guess && format == Format::Raw;
         if is_guessed && !flags.read_only {
@@ -277,7 +267,17 @@ fn refuse(settings: &Settings) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// The engine's words for an image that does not open. Wrong options of the caches are said as QEMU says them.
-fn words(error: &Error) -> String {
-    open::reason(error)
+/// Refuses options of writing that images of version 2 do not have.
+pub(super) fn goes_with_version(image: &DiskImage, write: &WriteOptions) -> Result<(), Wrong> {
+    if !image.header().is_some_and(|header| header.version == Version::V2) {
+        Ok(())
+    } else if write.lazy_refcounts == Some(true) {
+        let text =
+            "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
+        Err(text.into())
+    } else if write.discard_no_unref {
+        Err("discard-no-unref is only supported since qcow2 version 3".into())
+    } else {
+        Ok(())
+    }
 }
