@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cowshed::image::{Format, Image, OpenOptions, RefuseAll, WriteOptions, ZeroMode};
 use cowshed::rt::{DiskStorage, FileOptions, open_storage};
@@ -227,8 +227,8 @@ impl Model {
     }
 }
 
-/// Runs the child for a while and kills it. Returns what it told.
-fn run_and_kill(path: &Path, seed: u64, first_tag: u64, time: Duration) -> String {
+/// Runs the child until it has told so many lines and `delay` longer, and kills it. Returns what it told.
+fn run_and_kill(path: &Path, seed: u64, first_tag: u64, lines: usize, delay: Duration) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"])
         .env(IMAGE, path)
@@ -240,24 +240,17 @@ fn run_and_kill(path: &Path, seed: u64, first_tag: u64, time: Duration) -> Strin
     let mut output = child.stdout.take().unwrap();
     let mut told = Vec::new();
     let mut buf = [0; 4096];
-    let mut deadline = None;
-    loop {
-        // It tells without end, so this does not wait.
+    // It tells without end, so this does not wait for long.
+    while told.iter().filter(|&&byte| byte == b'\n').count() < lines {
         match output.read(&mut buf).unwrap() {
             0 => break,
             len => told.extend_from_slice(&buf[..len]),
         }
-        if deadline.is_none() && told.windows(6).any(|window| window == b"ready\n") {
-            deadline = Some(Instant::now() + time);
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            child.kill().unwrap();
-            deadline = None;
-            // What it told before it died is still in the pipe.
-            output.read_to_end(&mut told).unwrap();
-            break;
-        }
     }
+    std::thread::sleep(delay);
+    child.kill().unwrap();
+    // What it told before it died is still in the pipe.
+    output.read_to_end(&mut told).unwrap();
     let status = child.wait().unwrap();
     let told = String::from_utf8(told).unwrap();
     assert_eq!(status.signal(), Some(9), "the child was not killed but ended: {status}\n{told}");
@@ -312,8 +305,9 @@ fn kill_many(options: &str, snapshot: bool, rounds: u64) {
     let mut model = Model::new();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for round in 0..rounds {
-        let time = Duration::from_micros(random.below(60_000) as u64);
-        let told = run_and_kill(&path, round, model.last_tag, time);
+        let (lines, delay) = (10 + random.below(500), random.below(5000) as u64);
+        let delay = Duration::from_micros(delay);
+        let told = run_and_kill(&path, round, model.last_tag, lines, delay);
         model.follow(&told);
         wait_for_the_lock(&path);
         check_with_qemu(&path);
