@@ -18,6 +18,11 @@ use futures::executor::block_on;
 
 use support::qemu;
 
+/// A folder in memory, if there is one: QEMU waits for the disk again and again.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// The engine's options for options of `qemu-img create -o`.
 fn options(size: u64, text: &str) -> CreateOptions {
     let mut options = CreateOptions::new(size);
@@ -113,7 +118,7 @@ fn same_bytes(ours: &[u8], theirs: &[u8], what: &str) {
 
 #[test]
 fn new_images_are_those_of_qemu_byte_for_byte() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for size in [0, 1, 512, 65536, (1 << 20) + 1000, 10 << 20, 1 << 30, 3 << 40] {
         same(dir.path(), size, "");
         same(dir.path(), size, "compat=0.10");
@@ -142,7 +147,7 @@ fn new_images_are_those_of_qemu_byte_for_byte() {
 
 #[test]
 fn preallocated_images_are_those_of_qemu_byte_for_byte() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for bits in [9, 12, 16, 21] {
         let cluster = format!("cluster_size={},preallocation", 1 << bits);
         for size in [512, (3 << 20) + 1024] {
@@ -174,7 +179,7 @@ fn preallocated_images_are_those_of_qemu_byte_for_byte() {
 fn large_preallocated_images_are_mapped_as_those_of_qemu() {
     use cowshed::rt::{FileOptions, FileStorage};
 
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for bits in [16, 21] {
         let text = format!("cluster_size={},preallocation=metadata", 1 << bits);
         let size: u64 = 9 << 30;
@@ -196,7 +201,7 @@ fn large_preallocated_images_are_mapped_as_those_of_qemu() {
 
 #[test]
 fn new_images_check_clean_and_are_described_as_asked() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for text in [
         "",
         "compat=0.10",
@@ -225,7 +230,7 @@ fn new_images_check_clean_and_are_described_as_asked() {
 
 #[test]
 fn options_that_do_not_go_together_get_the_words_of_qemu() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     for (size, text) in [
         (1 << 20, "cluster_size=1000"),
         (1 << 20, "cluster_size=256"),
@@ -277,7 +282,7 @@ fn names_that_do_not_fit_are_refused() {
 
 #[test]
 fn what_was_there_before_is_gone() {
-    let old = theirs(tempfile::tempdir().unwrap().path(), 9 << 20, "preallocation=full").0;
+    let old = theirs(scratch().path(), 9 << 20, "preallocation=full").0;
     let storage = MemoryStorage::new([old, vec![0xff; 1 << 20]].concat());
     let options = options(5 << 20, "preallocation=metadata");
     block_on(create(&storage, None, &options)).unwrap();
