@@ -398,7 +398,7 @@ fn old_image_ceases_to_exist_before_the_new_one_is_begun() {
     let storage = Recorder { bytes: vec![1; 1 << 20].into(), ..Recorder::default() };
     block_on(create(&storage, None, &options(3 << 20, ""))).unwrap();
     let requests = storage.requests.into_inner().unwrap();
-    let wipe = Request::Write { offset: 0, len: 1 << 16 };
+    let wipe = Request::Write { offset: 0, len: 512 };
     assert_eq!(requests[..2], [wipe, Request::Flush]);
 }
 

@@ -61,7 +61,7 @@ pub async fn create<S: Storage>(
         Preallocation::Off if options.data_file_raw => Preallocation::Metadata,
         preallocation => preallocation,
     };
-    let is_zero = wipe(storage, geometry.cluster_size()).await?;
+    let is_zero = wipe(storage).await?;
 
     let mut tables =
         Tables::new(storage, is_zero, geometry, data_file.is_some(), clusters, l1_offset);
@@ -128,13 +128,14 @@ pub async fn create<S: Storage>(
 
 /// Makes sure that there is no image any more; whether the storage reads as zeros now. A block device cannot be made
 /// shorter and keeps what it held.
-async fn wipe<S: Storage>(storage: &S, cluster_size: u64) -> Result<bool> {
+async fn wipe<S: Storage>(storage: &S) -> Result<bool> {
     let len = storage.len().await.map_err(|error| Error::storage("length", 0, 0, error))?;
     if len == 0 {
         return Ok(true);
     }
     let mut sink = Sink::new(storage, false);
-    sink.write_zeros(0, cluster_size.min(len)).await?;
+    // One sector, whole or not at all: a part of the old header would be worse than either.
+    sink.write_zeros(0, SECTOR_LEN_BYTES.min(len)).await?;
     flush(storage).await?;
     match storage.set_len(0).await {
         Ok(()) => Ok(true),
