@@ -28,10 +28,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cowshed::image::check::CheckOptions;
-use cowshed::image::{
-    ExtentKind, Format, Identity, Image, OpenOptions, RefuseAll, Source, WriteOptions,
-};
-use cowshed::rt::{DiskStorage, FileOptions, ThreadWorkers, block_on, open_storage};
+use cowshed::image::{ExtentKind, Format, Identity, Image, OpenOptions, Source, WriteOptions};
+use cowshed::rt::{DiskStorage, FileOptions, FolderGate, ThreadWorkers, block_on, open_storage};
 use cowshed::storage::Buf;
 use futures::stream::{FuturesUnordered, StreamExt};
 
@@ -97,7 +95,8 @@ async fn open(arguments: &Arguments) -> Image<DiskStorage> {
     if arguments.keys.contains_key("l2") {
         options.cache.l2_cache_size = Some(arguments.number("l2", 0));
     }
-    Image::open(source, &RefuseAll::new(), options).await.expect("a qcow2 image").image
+    let gate = FolderGate::new(&arguments.file).expect("the image's folder");
+    Image::open(source, &gate, options).await.expect("a qcow2 image").image
 }
 
 /// This thread's share of the requests: every `threads`-th from `thread` on.

@@ -18,6 +18,7 @@
 use crate::error::{Error, Result};
 use crate::format::HostOffset;
 use crate::storage::Storage;
+use crate::sync::Ordering;
 
 use super::Image;
 use super::free::{Free, FreeReason};
@@ -81,6 +82,7 @@ impl<S: Storage> Top<'_, S> {
     pub(super) async fn commit_locked(&self) -> Result<()> {
         self.settle().await?;
         self.mend_header().await?;
+        self.writer.many_frees.store(0, Ordering::Release);
         let unmapped = self.writer.frees.lock().seal();
         self.write_back().await?;
         self.barrier_unless(Mutant::FlushWithoutFlush).await?;

@@ -4,6 +4,7 @@
 use crate::error::{Result, Structure};
 use crate::format::{HostOffset, L1Entry};
 use crate::storage::Storage;
+use crate::sync::Ordering;
 
 use super::free::{Free, FreeReason};
 use super::mutant::{self, Mutant};
@@ -84,6 +85,9 @@ impl<S: Storage> Top<'_, S> {
         }
         let mut frees = self.writer.frees.lock();
         frees.add(Free { clusters, reason, epoch });
+        if frees.are_many() {
+            self.writer.many_frees.store(1, Ordering::Release);
+        }
         if mutant::is(Mutant::ReuseBeforeUnmapping) {
             let count = frees.seal();
             frees.make_durable(count);

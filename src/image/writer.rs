@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::cache::TableCache;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::sync::{AsyncMutex, AtomicU64, Mutex, Ordering};
@@ -23,8 +24,8 @@ use super::requests::Request;
 use super::settling::Settling;
 use super::turnstile::{Passing, Turnstile};
 
-/// A write-back begins by itself when this share of a cache's budget is dirty.
-const DIRTY_SHARE_MAX: u64 = 2;
+/// A write-back begins by itself when more than this share of a cache's budget is dirty.
+const DIRTY_SHARE: (u64, u64) = (1, 2);
 
 /// The state of an image that is open for writing.
 pub(crate) struct Writer {
@@ -42,6 +43,8 @@ pub(crate) struct Writer {
     pub(super) refcount_table: Mutex<RefcountTable>,
     pub(super) ownership: Mutex<Ownership>,
     pub(super) frees: Mutex<Frees>,
+    /// Whether so many clusters wait to be free that a commit should come.
+    pub(super) many_frees: AtomicU64,
     /// L1 entries that are not on disk yet.
     pub(super) l1_dirty: Mutex<BTreeSet<usize>>,
     pub(super) settling: Settling,
@@ -77,6 +80,7 @@ impl Writer {
             refcount_table: Mutex::default(),
             ownership: Mutex::default(),
             frees: Mutex::default(),
+            many_frees: AtomicU64::new(0),
             l1_dirty: Mutex::default(),
             settling: Settling::default(),
             prepared: AsyncMutex::default(),
@@ -203,12 +207,20 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S: Storage> Top<'_, S> {
-    /// Whether so much is dirty, or waits to be free, that it should be written back before more is.
+    /// Whether so much is dirty, or waits to be free, that it should be written back before more is. A cache that has room
+    /// for all tables there are never needs any.
     pub(super) fn needs_room(&self) -> bool {
         let layer = self.layer;
-        let full = |cache: &crate::cache::TableCache| {
-            cache.unwritten_bytes() > cache.budget_bytes() / DIRTY_SHARE_MAX
+        let cluster_size = layer.geometry.cluster_size();
+        let full = |cache: &TableCache, tables: u64| {
+            let dirty = cache.unwritten_bytes();
+            dirty > cache.budget_bytes() / DIRTY_SHARE.1 * DIRTY_SHARE.0
+                && tables.saturating_mul(cluster_size) > cache.budget_bytes()
         };
-        full(&layer.l2_cache) || full(&layer.refcount_cache) || self.writer.frees.lock().are_many()
+        let blocks = layer.metadata.file_len() / cluster_size;
+        let blocks = blocks / layer.geometry.refcount_block_entries() + 1;
+        full(&layer.l2_cache, layer.l1.len() as u64)
+            || full(&layer.refcount_cache, blocks)
+            || self.writer.many_frees.load(Ordering::Acquire) != 0
     }
 }
