@@ -113,6 +113,9 @@ struct Inner {
     identity: (u64, u64),
     /// Reads can be answered from the page cache. Cleared for good when the file system says it cannot.
     at_once: AtomicBool,
+    /// The file is memory: the file system takes no flag for reading without waiting, as there is nothing to wait for. Found
+    /// out when it says so.
+    in_memory: AtomicBool,
     writes_at_once: WritesAtOnce,
     /// Discards do something. Cleared for good when the file system says it cannot.
     discards: AtomicBool,
@@ -199,6 +202,7 @@ impl FileStorage {
                 limits,
                 identity: (metadata.dev(), metadata.ino()),
                 at_once: AtomicBool::new(!options.direct),
+                in_memory: AtomicBool::new(false),
                 writes_at_once,
                 discards: AtomicBool::new(true),
                 dropped: Mutex::default(),
@@ -367,6 +371,9 @@ impl SendStorage for FileStorage {
 
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
         let inner = &*self.inner;
+        if inner.in_memory.load(Ordering::Relaxed) {
+            return Some(posix::read_at(&inner.file, buf, offset, 1));
+        }
         if !inner.at_once.load(Ordering::Relaxed) {
             return None;
         }
@@ -375,6 +382,7 @@ impl SendStorage for FileStorage {
             Ok(AtOnce::Wait) => None,
             Ok(AtOnce::Never) => {
                 inner.at_once.store(false, Ordering::Relaxed);
+                inner.in_memory.store(posix::is_memory(&inner.file), Ordering::Relaxed);
                 None
             }
             Err(error) => Some(Err(error)),

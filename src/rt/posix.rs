@@ -1,6 +1,6 @@
 //! What a file can do while a thread waits for it: whole reads and writes at offsets, holes, zeroed ranges.
 //!
-//! Everything here blocks but [`try_read_at`], [`is_cached`] and [`is_local`]. Offsets are the storage's; what the kernel cannot express (it counts in
+//! Everything here blocks but [`try_read_at`], [`is_cached`], [`is_local`] and [`is_memory`]. Offsets are the storage's; what the kernel cannot express (it counts in
 //! `i64`) is past the end of any file. What only Linux has stands beside what every Unix has.
 
 use std::fs::File;
@@ -131,7 +131,7 @@ pub(super) fn len_bytes(file: &File) -> io::Result<u64> {
     Ok(metadata.len())
 }
 
-pub(super) use sys::{direct_alignment, is_cached, is_local, try_read_at};
+pub(super) use sys::{direct_alignment, is_cached, is_local, is_memory, try_read_at};
 
 /// What [`try_read_at`] found.
 pub(super) enum AtOnce {
@@ -222,6 +222,13 @@ mod sys {
         // OK to cast: the numbers have 32 bits, in a field that is wider on some machines.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         fstatfs(file).is_ok_and(|found| LOCAL.contains(&(found.f_type as u32)))
+    }
+
+    /// Whether the file lies on a file system that is memory and nothing else.
+    pub(in crate::rt) fn is_memory(file: &File) -> bool {
+        // tmpfs. OK to cast: the numbers have 32 bits, in a field that is wider on some machines.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        fstatfs(file).is_ok_and(|found| found.f_type as u32 == 0x0102_1994)
     }
 
     pub(super) fn zero_range(file: &File, offset: u64, len: u64) -> io::Result<bool> {
@@ -335,6 +342,10 @@ mod sys {
     }
 
     /// What file system it is, is not looked at here.
+    pub(in crate::rt) fn is_memory(_file: &File) -> bool {
+        false
+    }
+
     pub(in crate::rt) fn is_local(_file: &File) -> bool {
         false
     }
