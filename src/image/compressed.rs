@@ -3,7 +3,7 @@
 //! Source: QEMU, block/qcow2.c, `qcow2_co_pwritev_compressed_task`; qcow2-cluster.c,
 //! `qcow2_alloc_compressed_cluster_offset`.
 
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{FuturesOrdered, StreamExt};
 
 use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
 use crate::format::{ClusterKind, CompressedCluster, L2Entry};
@@ -14,9 +14,13 @@ use super::free::FreeReason;
 use super::requests::Request;
 use super::writer::{Change, Target, Top};
 
+/// How many clusters are on their way to each worker: one that it compresses, and the next one.
+const CLUSTERS_PER_WORKER: usize = 2;
+
 impl<S: Storage> Image<S> {
     /// Writes `data` compressed at guest `offset`: whole clusters, and at the end of the disk a part of one. A cluster that
-    /// does not become smaller is written as it is. Several are compressed at a time, if the image has workers.
+    /// does not become smaller is written as it is. Several are compressed at a time, if the image has workers; they lie in the
+    /// file in the order of the disk.
     ///
     /// # Errors
     /// As [`Self::write_at`]; [`Error::InvalidArgument`] for other parts of clusters, and for clusters that have data in a
@@ -28,7 +32,7 @@ impl<S: Storage> Image<S> {
     pub async fn write_compressed_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let change = self.begin_change().await?;
         let end = self.range_end(offset, data.len() as u64)?;
-        let Target::Qcow2(top) = &change.target else {
+        let &Target::Qcow2(top) = &change.target else {
             return Err(Error::InvalidArgument("a raw image has no compressed clusters".into()));
         };
         let cluster_size = top.layer.geometry.cluster_size();
@@ -43,18 +47,21 @@ impl<S: Storage> Image<S> {
                 data.len()
             )));
         }
-        let in_flight = self.workers.as_ref().map_or(1, |workers| workers.parallelism().max(1));
+        let in_flight = self
+            .workers
+            .as_ref()
+            .map_or(1, |workers| workers.parallelism().max(1).saturating_mul(CLUSTERS_PER_WORKER));
         // OK to saturate: a cluster is in memory.
         let chunk = usize::try_from(cluster_size).unwrap_or(usize::MAX);
         let mut todo = data.chunks(chunk).zip((offset..).step_by(chunk));
-        let mut running = FuturesUnordered::new();
+        let mut running = FuturesOrdered::new();
         loop {
             while running.len() < in_flight {
                 let Some((cluster, at)) = todo.next() else { break };
-                running.push(change.write_compressed(*top, cluster, at));
+                running.push_back(async move { (top.deflate(cluster).await, cluster, at) });
             }
             match running.next().await {
-                Some(done) => done?,
+                Some((stream, cluster, at)) => change.put_cluster(top, stream, cluster, at).await?,
                 None => break,
             }
         }
@@ -65,28 +72,36 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S: Storage> Change<'_, S> {
-    async fn write_compressed(&self, top: Top<'_, S>, data: &[u8], at: u64) -> Result<()> {
-        // OK to saturate: a cluster is in memory.
-        let len = usize::try_from(top.layer.geometry.cluster_size()).unwrap_or(usize::MAX);
-        let mut cluster = Buf::zeroed(len);
-        cluster[..data.len()].copy_from_slice(data);
-        let deflater = top.layer.codec.deflater();
-        let (cluster, stream) = deflater.deflate_by(top.image.workers.as_ref(), cluster).await;
-        match stream {
-            Some(stream) => top.put_compressed(&self.request, &stream, at).await,
-            None => {
-                let mut done = 0;
-                while done < data.len() {
-                    let rest = &cluster[done..data.len()];
-                    done += top.write_step(&self.request, rest, at + done as u64).await?;
-                }
-                Ok(())
-            }
+    /// Writes the cluster at guest offset `at`: its stream, or the data if there is none.
+    async fn put_cluster(
+        &self,
+        top: Top<'_, S>,
+        stream: Option<Buf>,
+        data: &[u8],
+        at: u64,
+    ) -> Result<()> {
+        if let Some(stream) = stream {
+            return top.put_compressed(&self.request, &stream, at).await;
         }
+        let mut done = 0;
+        while done < data.len() {
+            done += top.write_step(&self.request, &data[done..], at + done as u64).await?;
+        }
+        Ok(())
     }
 }
 
 impl<S: Storage> Top<'_, S> {
+    /// A stream of the cluster that begins with `data` and goes on with zeros, if it becomes smaller.
+    async fn deflate(&self, data: &[u8]) -> Option<Buf> {
+        // OK to saturate: a cluster is in memory.
+        let len = usize::try_from(self.layer.geometry.cluster_size()).unwrap_or(usize::MAX);
+        let mut cluster = Buf::zeroed(len);
+        cluster[..data.len()].copy_from_slice(data);
+        let deflater = self.layer.codec.deflater();
+        deflater.deflate_by(self.image.workers.as_ref(), cluster).await.1
+    }
+
     /// Stores the stream of the cluster at guest offset `at`.
     async fn put_compressed(&self, request: &Request<'_>, stream: &[u8], at: u64) -> Result<()> {
         let geometry = self.layer.geometry;

@@ -26,6 +26,7 @@ use crate::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
 #[derive(Debug, Clone, Default)]
 pub struct FileOptions {
     writable: bool,
+    volatile: bool,
     direct: bool,
     lock: LockMode,
     block_device: bool,
@@ -44,6 +45,14 @@ impl FileOptions {
     #[must_use]
     pub fn writable(mut self, writable: bool) -> Self {
         self.writable = writable;
+        self
+    }
+
+    /// Whether flushes make nothing durable, and only wait for what was dropped: for a file that can be made again, as
+    /// the target of a copy is. After a power loss it holds anything. QEMU calls that `cache.no-flush`.
+    #[must_use]
+    pub fn volatile(mut self, volatile: bool) -> Self {
+        self.volatile = volatile;
         self
     }
 
@@ -109,6 +118,7 @@ struct Inner {
     path: PathBuf,
     writable: bool,
     is_locked: bool,
+    volatile: bool,
     limits: StorageLimits,
     identity: (u64, u64),
     /// Reads can be answered from the page cache. Cleared for good when the file system says it cannot.
@@ -199,6 +209,7 @@ impl FileStorage {
                 path,
                 writable: options.writable,
                 is_locked: options.lock != LockMode::Off,
+                volatile: options.volatile,
                 limits,
                 identity: (metadata.dev(), metadata.ino()),
                 at_once: AtomicBool::new(!options.direct),
@@ -253,6 +264,11 @@ impl FileStorage {
                 format!("'{}' is open for reading only", self.inner.path.display()),
             )),
         }
+    }
+
+    /// Whether flushes make nothing durable.
+    pub(super) fn is_volatile(&self) -> bool {
+        self.inner.volatile
     }
 
     /// Reads what comes after the first `done` bytes.
@@ -343,6 +359,9 @@ impl SendStorage for FileStorage {
             return Ok(());
         }
         self.settle().await;
+        if self.is_volatile() {
+            return Ok(());
+        }
         let inner = Arc::clone(&self.inner);
         unblock(move || inner.file.sync_data()).await
     }

@@ -123,6 +123,9 @@ impl SendStorage for UringStorage {
         }
         self.dropped.settle().await;
         self.file.settle().await;
+        if self.file.is_volatile() {
+            return Ok(());
+        }
         let completion = Completion::new();
         let request = Request {
             action: Action::Sync,

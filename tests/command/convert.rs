@@ -168,14 +168,6 @@ fn target_that_cannot_be_made_is_named() {
 }
 
 #[test]
-fn qcow2_targets_are_refused_for_now() {
-    let folder = image();
-    let error = folder.cowshed_fails(&["convert", "-O", "qcow2", "image.qcow2", "out.qcow2"], 1);
-    assert!(error.contains("only raw output"), "{error}");
-    assert!(!folder.path("out.qcow2").exists());
-}
-
-#[test]
 fn broken_source_ends_the_copy_with_an_error() {
     let folder = image();
     let table = folder.first_l2_table("image.qcow2");

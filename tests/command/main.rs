@@ -11,6 +11,7 @@ mod bench;
 mod check;
 mod compare;
 mod convert;
+mod convert_qcow2;
 mod create;
 mod errors;
 mod gate;

@@ -21,6 +21,12 @@ fn whole_matrix_agrees_with_qemu_img() {
             "{}: convert gives other bytes",
             image.description
         );
+        for options in [&[][..], &["-c", "-W"]] {
+            let arguments = [&["convert", "-O", "qcow2"], options, &[name, "copy.qcow2"]].concat();
+            folder.cowshed_prints(&arguments);
+            folder.qemu_img(&["check", "-q", "copy.qcow2"]);
+            folder.qemu_img(&["compare", "-q", name, "copy.qcow2"]);
+        }
         for snapshot in &image.snapshots {
             folder.cowshed_prints(&["convert", "-l", &snapshot.name, name, "ours.raw"]);
             assert!(

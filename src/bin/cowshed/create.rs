@@ -89,7 +89,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let message = format!("Unexpected argument: {}", more.display());
         return Err(Failure::usage(Some(NAME), message));
     }
-    let image = NewImage { name, persona: session.persona };
+    let image = NewImage { name, persona: session.persona, converting: None, volatile: false };
     let format =
         format.ok_or_else(|| image.failure(format!("Unknown file format '{format_name}'")))?;
     let mut format_options = FormatOptions::parse(format, list.as_deref())

@@ -28,12 +28,21 @@ pub(crate) struct NewImage<'a> {
     pub(crate) name: &'a OsStr,
     /// Who the command is.
     pub(crate) persona: Persona,
+    /// The format that an image is converted to, if that is what it is made for.
+    pub(crate) converting: Option<&'static str>,
+    /// Whether it need not survive a power loss.
+    pub(crate) volatile: bool,
 }
 
 impl NewImage<'_> {
     /// Something is wrong with it.
     pub(crate) fn failure(self, reason: impl ToString) -> Failure {
-        Failure::image(self.name, self.name.display().to_string(), reason)
+        let name = self.name.display();
+        let doing = match self.converting {
+            Some(format) => format!("{name}: error while converting {format}"),
+            None => name.to_string(),
+        };
+        Failure::image(self.name, doing, reason)
     }
 
     /// Something is wrong with its options.
@@ -106,7 +115,7 @@ impl NewImage<'_> {
                 "Error: Trying to create an image with the same filename as the backing file",
             ));
         }
-        NewFile::open(path).map_err(|error| {
+        NewFile::open(path, self.volatile).map_err(|error| {
             let text = match std::fs::metadata(path) {
                 Ok(metadata) if metadata.is_dir() => "Is a directory".to_owned(),
                 _ => open::io_reason(&error),
@@ -148,9 +157,10 @@ struct NewFile {
 
 impl NewFile {
     /// Makes the file, or empties it under its lock.
-    fn open(path: &Path) -> io::Result<Self> {
+    fn open(path: &Path, volatile: bool) -> io::Result<Self> {
         let options = FileOptions::new()
             .writable(true)
+            .volatile(volatile)
             .lock(LockMode::Exclusive)
             .create(true)
             .truncate(true)

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::ArgMatches;
 use cowshed::Error;
@@ -16,6 +17,7 @@ use cowshed::image::{
 };
 use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockError, LockMode, open_storage};
 use cowshed::storage::{Buf, Storage};
+use cowshed::workers::Workers;
 
 use crate::failure::Failure;
 use crate::options;
@@ -43,6 +45,7 @@ pub(crate) struct Opening {
     force_share: bool,
     exclusive: bool,
     direct: bool,
+    volatile: bool,
     allow: Vec<PathBuf>,
     options: OpenOptions,
 }
@@ -56,6 +59,7 @@ impl Opening {
             force_share: false,
             exclusive: false,
             direct: false,
+            volatile: false,
             allow: Vec::new(),
             options: OpenOptions::default(),
         }
@@ -118,6 +122,7 @@ impl Opening {
             force_share: matches.get_flag("force-share"),
             exclusive: false,
             direct: false,
+            volatile: false,
             allow: matches.get_many::<PathBuf>("allow").into_iter().flatten().cloned().collect(),
             options,
         })
@@ -135,6 +140,7 @@ impl Opening {
             force_share: true,
             exclusive: false,
             direct: false,
+            volatile: false,
             allow,
             options: OpenOptions::default(),
         }
@@ -162,6 +168,18 @@ impl Opening {
     /// Reads past the page cache, or not.
     pub(crate) fn direct(mut self, direct: bool) -> Self {
         self.direct = direct;
+        self
+    }
+
+    /// Flushes make nothing durable, or do.
+    pub(crate) fn volatile(mut self, volatile: bool) -> Self {
+        self.volatile = volatile;
+        self
+    }
+
+    /// Lets long computations be done by these.
+    pub(crate) fn workers(mut self, workers: Arc<dyn Workers>) -> Self {
+        self.options.workers = Some(workers);
         self
     }
 
@@ -297,7 +315,12 @@ impl Opening {
 
     fn file_options(&self, lock: LockMode) -> FileOptions {
         let writable = self.options.write.is_some();
-        FileOptions::new().direct(self.direct).lock(lock).block_device(true).writable(writable)
+        FileOptions::new()
+            .direct(self.direct)
+            .lock(lock)
+            .block_device(true)
+            .writable(writable)
+            .volatile(self.volatile)
     }
 
     async fn probe(&self, name: &OsStr) -> io::Result<Format> {

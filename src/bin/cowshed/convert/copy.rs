@@ -15,8 +15,9 @@ use crate::open::{self, DiskImage};
 use crate::persona::Persona;
 use crate::progress::Progress;
 
+use super::order::Order;
 use super::plan::{Piece, Plan};
-use super::sparse::{SECTOR_LEN_BYTES, Sparse};
+use super::sparse::{SECTOR_LEN_BYTES, Sparse, is_zero};
 use super::target::Target;
 
 /// A source and where it goes in the target.
@@ -33,6 +34,10 @@ pub(super) struct Copy<'a> {
     /// Length of all sources in bytes.
     pub(super) len: u64,
     pub(super) target: &'a Target,
+    /// Whether what a source has in its backing file is left to the target's.
+    pub(super) target_has_backing: bool,
+    /// Whether pieces are written in whatever order they come.
+    pub(super) any_order: bool,
     pub(super) sparse: Sparse,
     /// Bytes a second at most.
     pub(super) rate: Option<u64>,
@@ -55,6 +60,7 @@ impl Copy<'_> {
         }
         let shared = Shared {
             plan: AsyncMutex::new(Plan::new(self)),
+            order: (self.target.keeps_order() && !self.any_order).then(Order::default),
             progress: Mutex::new((progress, 0)),
             pace: Mutex::new((Instant::now(), 0)),
             failure: Mutex::new(None),
@@ -80,13 +86,11 @@ impl Copy<'_> {
 
     /// How many bytes will be written rather than left out, as far as can be known before.
     async fn len_to_copy(&self) -> Result<u64, Failure> {
-        if self.target.writes_zeros() {
-            return Ok(self.len);
-        }
         let mut total = 0;
         let mut plan = Plan::new(self).silently();
         while let Some(piece) = plan.next().await? {
-            total += if piece.is_zero { 0 } else { piece.len };
+            let is_copied = !piece.is_zero || self.target.writes_zeros();
+            total += if is_copied { piece.len } else { 0 };
         }
         Ok(total)
     }
@@ -118,32 +122,102 @@ impl Copy<'_> {
         buffer: &mut Vec<u8>,
         shared: &Shared<'_, '_>,
     ) -> Result<(), Failure> {
-        let part = &self.parts[piece.part];
-        let start = part.start + piece.offset;
-        if piece.is_zero && !self.target.writes_zeros() {
-            return self.target.write_zeros(start, piece.len);
-        }
-        if piece.is_zero {
-            self.target.write_zeros(start, piece.len)?;
-        } else {
+        let is_data = !piece.is_zero || self.target.writes_zeros();
+        if is_data {
+            if piece.is_zero {
+                buffer.clear();
+            }
             // OK to narrow: a piece is a few MiB.
             buffer.resize(usize::try_from(piece.len).unwrap_or(0), 0);
-            self.read(part, buffer, piece.offset).await?;
-            let mut at = 0;
-            for &end in &piece.runs {
-                while at < end {
-                    let offset = start + at as u64;
-                    let (len, is_data) = self.sparse.run(&buffer[at..end], offset);
-                    if is_data || self.target.writes_zeros() {
-                        self.target.write(&buffer[at..at + len], offset)?;
-                    } else {
-                        self.target.write_zeros(offset, len as u64)?;
-                    }
-                    at += len;
-                }
+            if !piece.is_zero {
+                self.read_piece(piece, buffer).await?;
             }
         }
-        shared.wrote(piece.len, self.rate).await
+        if let Some(order) = &shared.order
+            && !order.wait_for(piece.number).await
+        {
+            return Ok(());
+        }
+        let start = self.parts[piece.part].start + piece.offset;
+        match (is_data, self.target.compressed_cluster()) {
+            (false, _) => self.target.write_zeros(start, piece.len).await?,
+            (true, None) => self.write_runs(piece, buffer, start).await?,
+            (true, Some(cluster_size)) => self.write_clusters(cluster_size, buffer, start).await?,
+        }
+        if let Some(order) = &shared.order {
+            order.done(piece.number);
+        }
+        match is_data {
+            true => shared.wrote(piece.len, self.rate).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Writes what is not zeros in each of the piece's runs.
+    async fn write_runs(&self, piece: &Piece, buffer: &[u8], start: u64) -> Result<(), Failure> {
+        if self.target.writes_zeros() {
+            return self.target.write(buffer, start).await;
+        }
+        let mut at = 0;
+        for &end in &piece.runs {
+            while at < end {
+                let offset = start + at as u64;
+                let (len, is_data) = self.sparse.run(&buffer[at..end], offset);
+                if is_data {
+                    self.target.write(&buffer[at..at + len], offset).await?;
+                } else {
+                    self.target.write_zeros(offset, len as u64).await?;
+                }
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes whole clusters, those together that are not zeros.
+    async fn write_clusters(
+        &self,
+        cluster_size: u64,
+        buffer: &[u8],
+        start: u64,
+    ) -> Result<(), Failure> {
+        // OK to saturate: a cluster is in memory.
+        let chunk = usize::try_from(cluster_size).unwrap_or(usize::MAX);
+        let is_gap = |cluster: &[u8]| !self.target.writes_zeros() && is_zero(cluster);
+        let mut clusters = buffer.chunks(chunk).map(is_gap).peekable();
+        let mut at = 0;
+        while let Some(gap) = clusters.next() {
+            let mut end = (at + chunk).min(buffer.len());
+            while clusters.next_if_eq(&gap).is_some() {
+                end = (end + chunk).min(buffer.len());
+            }
+            let offset = start + at as u64;
+            match gap {
+                true => self.target.write_zeros(offset, (end - at) as u64).await?,
+                false => self.target.write(&buffer[at..end], offset).await?,
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Reads a piece, which may go on in the next sources.
+    async fn read_piece(&self, piece: &Piece, mut buffer: &mut [u8]) -> Result<(), Failure> {
+        let mut offset = piece.offset;
+        for part in &self.parts[piece.part..] {
+            let rest = part.image.virtual_size() - offset;
+            // OK to saturate: no more than the buffer is taken.
+            let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
+            let (now, later) = buffer.split_at_mut(len);
+            if len > 0 {
+                self.read(part, now, offset).await?;
+            }
+            (buffer, offset) = (later, 0);
+            if buffer.is_empty() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn read(&self, part: &Part<'_>, buffer: &mut [u8], offset: u64) -> Result<(), Failure> {
@@ -186,6 +260,8 @@ impl Copy<'_> {
 /// What the copying futures share.
 struct Shared<'c, 'p> {
     plan: AsyncMutex<Plan<'c>>,
+    /// In which order pieces are written, if that matters.
+    order: Option<Order>,
     /// The display, and how much is done in bytes.
     progress: Mutex<(&'p mut Progress, u64)>,
     /// When the copy began, and how much is written in bytes.
@@ -197,6 +273,9 @@ impl Shared<'_, '_> {
     /// Keeps the first failure, and lets no more pieces out.
     async fn fail(&self, failure: Failure) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+        if let Some(order) = &self.order {
+            order.stop();
+        }
         self.plan.lock().await.stop();
     }
 

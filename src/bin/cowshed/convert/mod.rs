@@ -1,27 +1,36 @@
-//! `convert`: an image, or several one behind the other, as a raw file.
+//! `convert`: an image, or several one behind the other, as a raw file or a qcow2 image.
 
 mod copy;
+mod order;
 mod plan;
+mod qcow2_target;
+mod raw_target;
+mod source;
 mod sparse;
 mod target;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
 
 use clap::{ArgAction, ArgMatches, Command};
-use cowshed::Error;
-use cowshed::image::{Format, SnapshotSelector};
+use cowshed::format::Autoclear;
+use cowshed::image::Format;
 
 use crate::cli::Session;
+use crate::create;
 use crate::failure::Failure;
+use crate::format_options::{self, FormatOptions, OptionError};
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
-use crate::persona::Persona;
 use crate::progress::Progress;
 use crate::size::SIZE_MAX;
 
 use copy::{Copy, Part};
 use sparse::{SECTOR_LEN_BYTES, Sparse};
-use target::{Preallocation, Target, TargetOptions};
+use target::{Target, TargetOptions};
+
+pub(crate) use source::{Wanted, open_snapshot};
 
 /// The verb's name.
 pub(crate) const NAME: &str = "convert";
@@ -41,7 +50,7 @@ const PROGRESS_STEP: f32 = 1.0;
 pub(crate) fn command() -> Command {
     let (value, flag, long_flag) = (options::value, options::flag, options::long_flag);
     Command::new(NAME)
-        .about("Copy a disk, out of whatever image holds it, into a raw file")
+        .about("Copy a disk, out of whatever image holds it, into a raw file or a qcow2 image")
         .arg(options::format("source-format"))
         .arg(
             value("snapshot", 'l', "source-snapshot", "SNAPSHOT").alias("snapshot").help(
@@ -50,13 +59,13 @@ pub(crate) fn command() -> Command {
         )
         .arg(
             value("target-format", 'O', "target-format", "FMT")
-                .help("Format of the target: raw (the default; qcow2 is not supported yet)"),
+                .help("Format of the target: raw (the default) or qcow2"),
         )
         .arg(
             value("target-options", 'o', "target-options", "OPTIONS")
                 .alias("target-format-options")
                 .action(ArgAction::Append)
-                .help("Options of the target: preallocation=off|falloc|full; 'help' lists them"),
+                .help("Options of the target: NAME=VALUE,NAME=VALUE...; 'help' lists them"),
         )
         .arg(
             flag("no-create", 'n', "no-create")
@@ -77,7 +86,7 @@ pub(crate) fn command() -> Command {
         )
         .arg(
             flag("oob-writes", 'W', "oob-writes")
-                .help("Accepted: pieces are always written in any order"),
+                .help("Write pieces in whatever order they come: faster, and they lie so in a qcow2 image"),
         )
         .arg(
             flag("copy-range", 'C', "copy-range-offloading")
@@ -100,17 +109,20 @@ pub(crate) fn command() -> Command {
             value("target-cache", 't', "target-cache", "MODE")
                 .help("Cache mode of the target (default: unsafe); all others flush it at the end"),
         )
-        .arg(flag("compress", 'c', "compress").help("Not supported: raw files are not compressed"))
+        .arg(flag("compress", 'c', "compress").help("Compress the clusters of a qcow2 image"))
         .arg(
-            value("backing", 'B', "backing", "FILE")
-                .short_alias('b')
-                .help("Not supported: raw files have no backing file"),
+            value("backing", 'B', "backing", "FILE").help(
+                "Let the target have the backing file FILE, and leave out what the source has in its own",
+            ),
         )
         .arg(
             value("backing-format", 'F', "backing-format", "FMT")
-                .help("Not supported, as --backing"),
+                .help("Format of the backing file; must be given with one"),
         )
-        .arg(long_flag("bitmaps", "bitmaps").help("Not supported: raw files have no bitmaps"))
+        .arg(
+            long_flag("bitmaps", "bitmaps")
+                .help("Copy bitmaps too. Not supported yet: refused if the source has any"),
+        )
         .arg(
             long_flag("skip-broken-bitmaps", "skip-broken-bitmaps")
                 .help("Not supported, as --bitmaps"),
@@ -132,12 +144,20 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     let parallel = options::count(matches, "parallel", "number of coroutines", 1..=PARALLEL_MAX)?;
     let rate = options::bytes(matches, "rate", "rate limit", 0..=SIZE_MAX)?;
     contradictions(matches)?;
-    let target_options = target_options(matches, session)?;
-    let Some(target_options) = target_options else { return Ok(0) };
 
     let mut names: Vec<_> =
         matches.get_many::<OsString>("files").into_iter().flatten().cloned().collect();
     let target_name = names.pop().filter(|_| !names.is_empty());
+    let lists = matches.get_many::<String>("target-options").into_iter().flatten();
+    let list = format_options::join(lists).map_err(|error| Failure::message(error.message))?;
+    let format_name = options::text(matches, "target-format").unwrap_or("raw");
+    let unknown = || Failure::message(format!("Unknown file format '{format_name}'"));
+    let format = create::format(format_name);
+    if list.as_deref().is_some_and(format_options::asks_for_help) {
+        let help = format_options::help(format.ok_or_else(unknown)?, target_name.is_some());
+        write!(session.out, "{help}")?;
+        return Ok(0);
+    }
     let target_name =
         target_name.ok_or_else(|| Failure::message("Must specify image file name"))?;
     let source_cache = options::text(matches, "source-cache").unwrap_or("writeback");
@@ -151,8 +171,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         .direct(["none", "off", "directsync"].contains(&source_cache));
 
     let copied = open::block_on(async {
-        let sources = open_sources(&names, &opening, matches, session.persona).await?;
-        not_supported(matches)?;
+        let sources = source::open_sources(&names, &opening, matches, session.persona).await?;
         let mut parts = Vec::with_capacity(sources.len());
         let mut len = 0_u64;
         for (name, image) in names.iter().zip(&sources) {
@@ -161,15 +180,32 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
                 .checked_add(image.virtual_size())
                 .ok_or_else(|| Failure::image(name, "", "all images together are too large"))?;
         }
-        let target = Target::open(&target_name, len, &target_options, session.persona)?;
-        let salvage = matches.get_flag("salvage");
+        let format = format.ok_or_else(unknown)?;
+        let format_options = format_options(matches, format, list.as_deref(), len)?;
+        let backing =
+            format_options.given("backing_file").or_else(|| options::text(matches, "backing"));
+        what_cannot_be(matches, &format_options, backing, &sources, format)?;
+        let target_options = TargetOptions {
+            create: !matches.get_flag("no-create"),
+            is_zero: matches.get_flag("target-is-zero"),
+            leave_gaps: sparse.leaves_gaps(),
+            compress: matches.get_flag("compress"),
+            format: &format_options,
+            backing,
+            cache: options::text(matches, "target-cache").unwrap_or("unsafe"),
+            allow: matches.get_many::<PathBuf>("allow").into_iter().flatten().cloned().collect(),
+            persona: session.persona,
+        };
+        let target = Target::open(&target_name, format, len, &target_options).await?;
         let copy = Copy {
             parts,
             len,
             target: &target,
+            target_has_backing: backing.is_some(),
+            any_order: matches.get_flag("oob-writes"),
             sparse,
             rate,
-            salvage,
+            salvage: matches.get_flag("salvage"),
             quiet,
             persona: session.persona,
         };
@@ -177,7 +213,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             usize::try_from(parallel.unwrap_or(PARALLEL_DEFAULT)).unwrap_or(1),
             &mut progress,
         )?;
-        target.close()?;
+        target.close().await?;
         progress.complete()?;
         Ok(0)
     });
@@ -224,174 +260,71 @@ fn contradictions(matches: &ArgMatches) -> Result<(), Failure> {
     Err(Failure::message(problem))
 }
 
-/// How the target is made; `None` if only the list of options was asked for.
-fn target_options(
+/// The options of the target's format, with what stands beside them on the command line, for a disk of `len` bytes.
+fn format_options(
     matches: &ArgMatches,
-    session: &mut Session,
-) -> Result<Option<TargetOptions>, Failure> {
-    use std::io::Write as _;
-    let cache = options::text(matches, "target-cache").unwrap_or("unsafe").to_owned();
-    let mut target = TargetOptions {
-        create: !matches.get_flag("no-create"),
-        is_zero: matches.get_flag("target-is-zero"),
-        leave_gaps: sparse(matches)?.leaves_gaps(),
-        preallocation: Preallocation::Off,
-        cache,
+    format: Format,
+    list: Option<&str>,
+    len: u64,
+) -> Result<FormatOptions, Failure> {
+    let wrong = |error: OptionError| {
+        Failure::message(error.message).with_hint(error.hint.map(str::to_owned))
     };
-    let assignments = matches.get_many::<String>("target-options").into_iter().flatten();
-    for assignment in
-        assignments.flat_map(|list| list.split(',')).filter(|assignment| !assignment.is_empty())
-    {
-        let (key, value) = assignment.split_once('=').unwrap_or((assignment, ""));
-        match (key, value) {
-            ("help" | "?", _) => {
-                writeln!(
-                    session.out,
-                    "Supported options:\n  preallocation=<str>    - Preallocation mode (allowed values: off, falloc, full)"
-                )?;
-                return Ok(None);
-            }
-            ("preallocation", "off") => target.preallocation = Preallocation::Off,
-            ("preallocation", "falloc") => target.preallocation = Preallocation::Allocated,
-            ("preallocation", "full") => target.preallocation = Preallocation::Written,
-            ("preallocation", other) => {
-                return Err(Failure::message(format!("Invalid parameter '{other}'")));
-            }
-            // The size is that of the sources, as in qemu-img; the others are hints to the file system.
-            ("size" | "nocow" | "extent_size_hint", _) => {}
-            _ => return Err(Failure::message(format!("Invalid parameter '{key}'"))),
-        }
+    let mut options = FormatOptions::parse(format, list).map_err(wrong)?;
+    options.set("size", len.to_string()).map_err(wrong)?;
+    if matches.get_flag("no-create") {
+        return Ok(options);
     }
-    Ok(Some(target))
+    for (id, option, what) in [
+        ("backing", "backing_file", "Backing file"),
+        ("backing-format", "backing_fmt", "Backing file format"),
+    ] {
+        let Some(value) = options::text(matches, id) else { continue };
+        options.set(option, value.to_owned()).map_err(|_| {
+            Failure::message(format!("{what} not supported for file format '{}'", format.name()))
+        })?;
+    }
+    Ok(options)
 }
 
-/// What a raw target cannot have, said when the sources are open, as `qemu-img` does.
-fn not_supported(matches: &ArgMatches) -> Result<(), Failure> {
-    let problem = match options::text(matches, "target-format").unwrap_or("raw") {
-        "raw" => {
-            if matches.contains_id("backing") || matches.contains_id("backing-format") {
-                "Backing file not supported for file format 'raw'".to_owned()
-            } else if matches.get_flag("compress") {
-                "Compression not supported for this file format".to_owned()
-            } else if matches.get_flag("bitmaps") {
-                "Format driver 'raw' does not support bitmaps".to_owned()
-            } else {
-                return Ok(());
-            }
-        }
-        "qcow2" => {
-            "Cannot write qcow2 images yet: only raw output (-O raw) is supported so far".to_owned()
-        }
-        other => format!("Unknown file format '{other}'"),
+/// What these sources and this target cannot have, said when the sources are open, as `qemu-img` does.
+fn what_cannot_be(
+    matches: &ArgMatches,
+    format_options: &FormatOptions,
+    backing: Option<&str>,
+    sources: &[DiskImage],
+    format: Format,
+) -> Result<(), Failure> {
+    let (is, given) = (|id| matches.get_flag(id), |name| format_options.given(name));
+    let (compress, bitmaps) = (is("compress"), is("bitmaps"));
+    let is_encrypted = given("encryption").is_some_and(|value| value != "off")
+        || given("encrypt.format").is_some();
+    let problem = if is("target-is-zero") && backing.is_some() {
+        "Cannot use --target-is-zero when the destination image has a backing file"
+    } else if sources.len() > 1 && backing.is_some() {
+        "Having a backing file for the target makes no sense when concatenating multiple input images"
+    } else if given("backing_file").is_some() && given("backing_fmt").is_none() {
+        "Use of backing file requires explicit backing format"
+    } else if compress && format == Format::Raw {
+        "Compression not supported for this file format"
+    } else if compress && is_encrypted {
+        "Compression and encryption not supported at the same time"
+    } else if compress && given("preallocation").is_some_and(|mode| mode != "off") {
+        "Compression and preallocation not supported at the same time"
+    } else if bitmaps && sources.len() > 1 {
+        "Copying bitmaps only possible with single source"
+    } else if bitmaps && sources.iter().any(|image| image.header().is_none()) {
+        "Source lacks bitmap support"
+    } else if bitmaps && format == Format::Raw {
+        "Format driver 'raw' does not support bitmaps"
+    } else if bitmaps && sources.iter().any(has_bitmaps) {
+        "--bitmaps is not supported: bitmaps cannot be written yet"
+    } else {
+        return Ok(());
     };
     Err(Failure::message(problem))
 }
 
-/// Opens the sources, the first at the snapshot asked for.
-async fn open_sources(
-    names: &[OsString],
-    opening: &Opening,
-    matches: &ArgMatches,
-    persona: Persona,
-) -> Result<Vec<DiskImage>, Failure> {
-    let snapshot = options::text(matches, "snapshot").map(Wanted::parse).transpose()?;
-    if names.len() > 1 && matches!(snapshot, Some(Wanted::IdOrName(_))) {
-        return Err(Failure::message("No support for concatenating multiple snapshot"));
-    }
-    let mut images = Vec::with_capacity(names.len());
-    for (index, name) in names.iter().enumerate() {
-        let image = match &snapshot {
-            Some(wanted) if index == 0 => open_snapshot(name, opening, wanted, persona).await?,
-            _ => opening.open(name).await?,
-        };
-        images.push(image);
-    }
-    Ok(images)
-}
-
-/// Opens an image at the snapshot that `-l` says.
-///
-/// # Errors
-/// It cannot be opened, or there is no such snapshot.
-pub(crate) async fn open_snapshot(
-    name: &OsStr,
-    opening: &Opening,
-    wanted: &Wanted,
-    persona: Persona,
-) -> Result<DiskImage, Failure> {
-    if opening.source(name).await?.format == Format::Raw {
-        let reason = match persona {
-            Persona::Cowshed => "a raw image has no snapshots",
-            Persona::QemuImg | Persona::QemuIo => {
-                "Block format 'raw' used by device '' does not support temporarily loading internal snapshots"
-            }
-        };
-        return Err(Failure::image(name, "Failed to load snapshot", reason));
-    }
-    let (selector, id_and_name) = match wanted {
-        Wanted::IdOrName(word) => (SnapshotSelector::IdOrName(word.clone().into_bytes()), None),
-        Wanted::Parts { id: Some(id), name: None } => {
-            (SnapshotSelector::Id(id.clone().into_bytes()), None)
-        }
-        Wanted::Parts { id: None, name: Some(name) } => {
-            (SnapshotSelector::Name(name.clone().into_bytes()), None)
-        }
-        Wanted::Parts { id: Some(id), name: Some(name) } => {
-            (SnapshotSelector::Id(id.clone().into_bytes()), Some((id.as_bytes(), name.as_bytes())))
-        }
-        Wanted::Parts { id: None, name: None } => return opening.open(name).await,
-    };
-    let missing = |shown: String| {
-        let reason = match persona {
-            Persona::Cowshed => shown,
-            Persona::QemuImg | Persona::QemuIo => "Can't find snapshot".to_owned(),
-        };
-        Failure::image(name, "Failed to load snapshot", reason)
-    };
-    let image = match opening.try_open(name, Some(selector)).await? {
-        Ok(image) => image,
-        Err(error @ Error::NotFound { .. }) => return Err(missing(error.to_string())),
-        Err(error) => return Err(Failure::open(name, open::reason(&error))),
-    };
-    if let Some((id, snapshot_name)) = id_and_name {
-        let found =
-            image.snapshots().iter().any(|found| found.id == id && found.name == snapshot_name);
-        if !found {
-            return Err(missing("there is no snapshot with this id and this name".to_owned()));
-        }
-    }
-    Ok(image)
-}
-
-/// Which snapshot `-l` says.
-pub(crate) enum Wanted {
-    /// One with this id, or else with this name.
-    IdOrName(String),
-    /// One with this id and this name, as far as they are given.
-    Parts { id: Option<String>, name: Option<String> },
-}
-
-impl Wanted {
-    /// The value of `-l`.
-    ///
-    /// # Errors
-    /// It says something else.
-    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
-        if !text.starts_with("snapshot.") {
-            return Ok(Self::IdOrName(text.to_owned()));
-        }
-        let (mut id, mut name) = (None, None);
-        for assignment in text.split(',') {
-            match assignment.split_once('=') {
-                Some(("snapshot.id", value)) => id = Some(value.to_owned()),
-                Some(("snapshot.name", value)) => name = Some(value.to_owned()),
-                _ => {
-                    return Err(Failure::message(format!(
-                        "Failed in parsing snapshot param '{text}'"
-                    )));
-                }
-            }
-        }
-        Ok(Self::Parts { id, name })
-    }
+fn has_bitmaps(image: &DiskImage) -> bool {
+    image.header().is_some_and(|header| header.autoclear.contains(Autoclear::BITMAPS))
 }

@@ -12,9 +12,14 @@ use super::sparse::SECTOR_LEN_BYTES;
 /// How much is copied at a time at most, in bytes.
 const PIECE_LEN_BYTES: u64 = 2 << 20;
 
+/// How many clusters are compressed together at least: enough to keep processors busy.
+const COMPRESSED_CLUSTERS_MIN: u64 = 4;
+
 /// A piece to copy.
 pub(super) struct Piece {
-    /// Index of the source.
+    /// How many came before it.
+    pub(super) number: u64,
+    /// Index of the source that it starts in. Clusters that are compressed may reach into the next.
     pub(super) part: usize,
     /// Guest offset in it.
     pub(super) offset: u64,
@@ -26,13 +31,24 @@ pub(super) struct Piece {
     pub(super) runs: Vec<usize>,
 }
 
+/// What a run is to the copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Data,
+    Zero,
+    /// The target's backing file has it.
+    Backing,
+}
+
 /// What is left to copy.
 pub(super) struct Plan<'c> {
     copy: &'c Copy<'c>,
     part: usize,
     offset: u64,
-    /// Where the run that holds the offset ends, and whether it is zeros.
-    run: (u64, bool),
+    /// Where the run that holds the offset ends, and what it is.
+    run: (u64, Status),
+    /// How many pieces were let out.
+    number: u64,
     extents: Option<DiskExtents<'c>>,
     /// The extent that was looked at last, and one that was found behind it.
     extent: Option<Extent>,
@@ -48,7 +64,8 @@ impl<'c> Plan<'c> {
             copy,
             part: 0,
             offset: 0,
-            run: (0, false),
+            run: (0, Status::Data),
+            number: 0,
             extents: None,
             extent: None,
             ahead: None,
@@ -73,21 +90,43 @@ impl<'c> Plan<'c> {
     /// It cannot be found out what is there, and that is not to be salvaged.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, Failure> {
         while let Some(part) = self.copy.parts.get(self.part).filter(|_| !self.stopped) {
-            if self.offset < part.image.virtual_size() {
-                return self.piece().await.map(Some);
+            if self.offset >= part.image.virtual_size() {
+                self.begin(self.part + 1, 0);
+                continue;
             }
-            let (copy, warns) = (self.copy, self.warns);
-            *self = Self { part: self.part + 1, warns, ..Self::new(copy) };
+            let piece = match self.copy.target.compressed_cluster() {
+                Some(cluster_size) => self.clusters(cluster_size).await?,
+                None => self.piece().await?,
+            };
+            if let Some(piece) = piece {
+                self.number += 1;
+                return Ok(Some(piece));
+            }
         }
         Ok(None)
     }
 
-    /// The next piece of this source, which does not end here.
-    async fn piece(&mut self) -> Result<Piece, Failure> {
+    /// Goes on at an offset of a source.
+    fn begin(&mut self, part: usize, offset: u64) {
+        let Self { copy, number, warns, stopped, .. } = *self;
+        *self = Self { part, offset, number, warns, stopped, ..Self::new(copy) };
+    }
+
+    fn empty_piece(&self) -> Piece {
+        Piece {
+            number: self.number,
+            part: self.part,
+            offset: self.offset,
+            len: 0,
+            is_zero: false,
+            runs: Vec::new(),
+        }
+    }
+
+    /// The next piece of this source, which does not end here; `None` if there is nothing to do for what was looked at.
+    async fn piece(&mut self) -> Result<Option<Piece>, Failure> {
         let size = self.copy.parts[self.part].image.virtual_size();
-        let start = self.offset;
-        let mut piece =
-            Piece { part: self.part, offset: start, len: 0, is_zero: false, runs: Vec::new() };
+        let mut piece = self.empty_piece();
         while self.offset < size {
             match self.find_run().await {
                 Ok(()) => {}
@@ -95,13 +134,18 @@ impl<'c> Plan<'c> {
                 Err(_) if piece.len > 0 => break,
                 Err(failure) => return Err(failure),
             }
-            let (end, is_zero) = self.run;
-            if is_zero {
-                if piece.len == 0 {
-                    self.offset = end;
-                    return Ok(Piece { len: end - start, is_zero, ..piece });
+            let (end, status) = self.run;
+            if status != Status::Data {
+                if piece.len > 0 {
+                    break;
                 }
-                break;
+                let mut len = end - self.offset;
+                if self.copy.target.writes_zeros() {
+                    len = len.min(PIECE_LEN_BYTES);
+                }
+                self.offset += len;
+                let is_zero = status == Status::Zero;
+                return Ok(is_zero.then_some(Piece { len, is_zero, ..piece }));
             }
             let len = (end - self.offset).min(PIECE_LEN_BYTES);
             if piece.len > 0 && piece.len + len > PIECE_LEN_BYTES {
@@ -112,7 +156,60 @@ impl<'c> Plan<'c> {
             // OK to narrow: a few MiB.
             piece.runs.push(usize::try_from(piece.len).unwrap_or(usize::MAX));
         }
-        Ok(piece)
+        Ok(Some(piece))
+    }
+
+    /// The same in whole clusters of the target: where a run is shorter, its cluster is data.
+    async fn clusters(&mut self, cluster_size: u64) -> Result<Option<Piece>, Failure> {
+        let len_max = PIECE_LEN_BYTES.max(COMPRESSED_CLUSTERS_MIN * cluster_size);
+        let mut piece = self.empty_piece();
+        while let Some(part) = self.copy.parts.get(self.part).filter(|_| piece.len < len_max) {
+            let left = self.copy.len - (part.start + self.offset);
+            if left == 0 {
+                break;
+            }
+            match self.find_run().await {
+                Ok(()) => {}
+                Err(_) if piece.len > 0 => break,
+                Err(failure) => return Err(failure),
+            }
+            let (end, mut status) = self.run;
+            let mut len = end - self.offset;
+            if len < cluster_size {
+                (len, status) = (cluster_size.min(left), Status::Data);
+            } else {
+                len -= len % cluster_size;
+            }
+            if status == Status::Data {
+                len = len.min(len_max - piece.len);
+                piece.len += len;
+                self.skip(len);
+                continue;
+            }
+            if piece.len > 0 {
+                break;
+            }
+            if self.copy.target.writes_zeros() {
+                len = len.min(len_max);
+            }
+            self.skip(len);
+            let is_zero = status == Status::Zero;
+            return Ok(is_zero.then_some(Piece { len, is_zero, ..piece }));
+        }
+        Ok(Some(piece))
+    }
+
+    /// Goes on `len` bytes further, in whatever source that is.
+    fn skip(&mut self, mut len: u64) {
+        while let Some(part) = self.copy.parts.get(self.part) {
+            let rest = part.image.virtual_size() - self.offset;
+            if len < rest {
+                self.offset += len;
+                return;
+            }
+            len -= rest;
+            self.begin(self.part + 1, 0);
+        }
     }
 
     /// Finds the run that holds the offset. It ends at a border of clusters, if there is one in it, so that the next one
@@ -133,7 +230,7 @@ impl<'c> Plan<'c> {
                 // Perhaps it can be read all the same.
                 let end = (self.offset + SECTOR_LEN_BYTES as u64).min(part.image.virtual_size());
                 (self.run, self.extents, self.extent, self.ahead) =
-                    ((end, false), None, None, None);
+                    ((end, Status::Data), None, None, None);
                 return Ok(());
             }
             Err(error) => {
@@ -150,13 +247,24 @@ impl<'c> Plan<'c> {
         if end - self.offset > over {
             end -= over;
         }
-        let is_zero = match extent.kind {
-            ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => false,
+        let mut status = match extent.kind {
+            // A target with a backing file of its own is taken to see there what the source sees in its.
+            _ if self.copy.target_has_backing && extent.depth > 0 => Status::Backing,
+            ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => Status::Data,
             ExtentKind::Zero { .. } | ExtentKind::Hole { .. } | ExtentKind::Unallocated { .. } => {
-                true
+                Status::Zero
             }
         };
-        self.run = (end, is_zero);
+        if let Some(backing_len) = self.copy.target.backing_len() {
+            // Behind the end of its backing file, a new target reads as zeros by itself.
+            let backing_end = backing_len.saturating_sub(part.start);
+            if self.offset < backing_end {
+                end = end.min(backing_end);
+            } else if status == Status::Zero {
+                status = Status::Backing;
+            }
+        }
+        self.run = (end, status);
         Ok(())
     }
 
@@ -170,6 +278,10 @@ impl<'c> Plan<'c> {
             Some(extent) => extent,
             None => self.next_extent().await?,
         };
+        while extent.len > 0 && extent.offset + extent.len <= self.offset {
+            // Whole clusters of the target may hold several.
+            extent = self.next_extent().await?;
+        }
         while matches!(extent.kind, ExtentKind::Compressed { .. }) && extent.len < PIECE_LEN_BYTES {
             // What is wrong behind it is said by the call that wants it.
             let Ok(next) = self.next_extent().await else { break };

@@ -1,195 +1,142 @@
-//! The raw file that a copy is written to.
+//! What a copy is written to: a raw file or a qcow2 image, made anew or already there.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
-use cowshed::rt::{FileOptions, FileStorage, LockMode};
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
+use cowshed::image::Format;
 
 use crate::failure::Failure;
-use crate::open;
+use crate::format_options::{FormatOptions, OptionError};
 use crate::persona::Persona;
 
-/// Zeros that are written where a file system cannot make a hole, in bytes at a time.
-const ZEROS_LEN_BYTES: usize = 1 << 20;
+use super::qcow2_target::Qcow2Target;
+use super::raw_target::RawTarget;
 
 /// How the target is made and what is known of it.
 #[derive(Debug)]
-pub(super) struct TargetOptions {
+pub(super) struct TargetOptions<'a> {
     /// Whether it is made anew.
     pub(super) create: bool,
     /// Whether an old one is known to be all zeros.
     pub(super) is_zero: bool,
     /// Whether zeros are left out.
     pub(super) leave_gaps: bool,
-    /// Whether a new one has its space from the start.
-    pub(super) preallocation: Preallocation,
+    /// Whether clusters are compressed.
+    pub(super) compress: bool,
+    /// The options of its format.
+    pub(super) format: &'a FormatOptions,
+    /// The backing file that it has, by whatever option: its name as seen from the target's folder.
+    pub(super) backing: Option<&'a str>,
     /// QEMU's name of the cache mode.
-    pub(super) cache: String,
+    pub(super) cache: &'a str,
+    /// What it may name beside that.
+    pub(super) allow: Vec<PathBuf>,
+    /// Who the command is.
+    pub(super) persona: Persona,
 }
 
-/// How much space a new file has before anything is written to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Preallocation {
-    /// None.
-    Off,
-    /// All, without writing.
-    Allocated,
-    /// All, written with zeros.
-    Written,
+impl TargetOptions<'_> {
+    /// Whether it need not survive a power loss.
+    pub(super) fn is_volatile(&self) -> bool {
+        self.cache == "unsafe"
+    }
 }
 
 /// The target, open.
 #[derive(Debug)]
-pub(super) struct Target {
-    name: OsString,
-    /// Holds the locks, and the file.
-    storage: FileStorage,
-    /// What is not written reads as zeros.
-    is_zero: bool,
-    leave_gaps: bool,
-    flush: bool,
+pub(super) enum Target {
+    /// A raw file.
+    Raw(RawTarget),
+    /// A qcow2 image.
+    Qcow2(Box<Qcow2Target>),
 }
 
 impl Target {
-    /// Opens or makes the file `name`, for `len` bytes.
+    /// Opens or makes the target called `name`, for `len` bytes.
     ///
     /// # Errors
-    /// What the system says; it is a source; it is too short.
-    pub(super) fn open(
+    /// What the system says; it is a source; it is too short; its options are wrong.
+    pub(super) async fn open(
         name: &OsStr,
+        format: Format,
         len: u64,
-        options: &TargetOptions,
-        persona: Persona,
+        options: &TargetOptions<'_>,
     ) -> Result<Self, Failure> {
-        if !crate::options::is_cache_mode(&options.cache) {
+        if !crate::options::is_cache_mode(options.cache) {
             return Err(Failure::message(format!("Invalid cache option: {}", options.cache)));
         }
-        let failed = |error: io::Error| match options.create {
-            true => {
-                let doing = format!("{}: error while converting raw", name.display());
-                let reason = match (persona, error.kind()) {
-                    (Persona::QemuImg | Persona::QemuIo, io::ErrorKind::ResourceBusy) => {
-                        open::io_reason(&error)
-                    }
-                    (Persona::QemuImg | Persona::QemuIo, _) => {
-                        format!(
-                            "Could not create '{}': {}",
-                            name.display(),
-                            open::io_reason(&error)
-                        )
-                    }
-                    (Persona::Cowshed, _) => {
-                        format!("cannot be created: {}", open::io_reason(&error))
-                    }
-                };
-                Failure::image(name, doing, reason).with_hint(open::lock_hint(&error, persona))
+        let failed = |error: OptionError| {
+            let doing = format!("{}: error while converting {}", name.display(), format.name());
+            Failure::image(name, doing, error.message)
+        };
+        match format {
+            Format::Raw => {
+                let preallocation = options.format.raw_preallocation().map_err(failed)?;
+                RawTarget::open(name, len, options, preallocation).map(Self::Raw)
             }
-            false => open::open_failure(name, &error, persona),
-        };
-        let file_options = FileOptions::new()
-            .writable(true)
-            .lock(LockMode::Exclusive)
-            .create(options.create)
-            .truncate(options.create)
-            .block_device(true);
-        let storage = FileStorage::open(name, &file_options).map_err(failed)?;
-        let metadata = storage.file().metadata().map_err(failed)?;
-        let is_file = metadata.file_type().is_file();
-        let target = Self {
-            name: name.to_owned(),
-            is_zero: options.is_zero || (options.create && is_file),
-            leave_gaps: options.leave_gaps,
-            flush: options.cache != "unsafe",
-            storage,
-        };
-        if options.create && is_file {
-            target.grow(len, options.preallocation).map_err(failed)?;
-        } else {
-            let old_len = if metadata.file_type().is_block_device() {
-                rustix::fs::seek(target.file(), rustix::fs::SeekFrom::End(0))
-                    .map_err(|error| failed(error.into()))?
-            } else {
-                metadata.len().next_multiple_of(512)
-            };
-            if old_len < len {
-                return Err(Failure::image(name, "", "output file is smaller than input file"));
+            Format::Qcow2 => {
+                let target = Qcow2Target::open(name, len, options, failed).await?;
+                Ok(Self::Qcow2(Box::new(target)))
             }
         }
-        Ok(Target {
-            // Zeros that are written cannot be left out.
-            leave_gaps: target.leave_gaps && options.preallocation != Preallocation::Written,
-            ..target
-        })
-    }
-
-    /// Whether zeros need not be written.
-    pub(super) fn skips_zeros(&self) -> bool {
-        self.leave_gaps && self.is_zero
     }
 
     /// Whether every byte is written, zeros too.
     pub(super) fn writes_zeros(&self) -> bool {
-        !self.leave_gaps
-    }
-
-    /// Writes all of `bytes` at `offset`.
-    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Failure> {
-        self.file().write_all_at(bytes, offset).map_err(|error| self.write_failed(offset, &error))
-    }
-
-    /// Makes `len` bytes from `offset` zeros: nothing, a hole, or if there is no other way written ones.
-    pub(super) fn write_zeros(&self, offset: u64, len: u64) -> Result<(), Failure> {
-        if self.skips_zeros() || len == 0 {
-            return Ok(());
+        match self {
+            Self::Raw(target) => target.writes_zeros(),
+            Self::Qcow2(target) => target.writes_zeros(),
         }
-        if !self.writes_zeros() {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match fallocate(self.file(), flags, offset, len) {
-                Ok(()) => return Ok(()),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {}
-                Err(error) => return Err(self.write_failed(offset, &error.into())),
-            }
-        }
-        let zeros = vec![0; ZEROS_LEN_BYTES];
-        let (mut offset, mut rest) = (offset, len);
-        while rest > 0 {
-            let piece =
-                usize::try_from(rest).map_or(ZEROS_LEN_BYTES, |rest| rest.min(ZEROS_LEN_BYTES));
-            self.write(&zeros[..piece], offset)?;
-            offset += piece as u64;
-            rest -= piece as u64;
-        }
-        Ok(())
     }
 
-    /// Makes durable what was written, if the cache mode wants it.
-    pub(super) fn close(self) -> Result<(), Failure> {
-        if self.flush {
-            self.file().sync_all().map_err(|error| {
-                Failure::image(&self.name, "error while flushing", open::io_reason(&error))
-            })?;
+    /// The length of what is compressed at a time in bytes, if the target is.
+    pub(super) fn compressed_cluster(&self) -> Option<u64> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Qcow2(target) => target.compressed_cluster(),
         }
-        Ok(())
     }
 
-    fn file(&self) -> &File {
-        self.storage.file()
-    }
-
-    fn grow(&self, len: u64, preallocation: Preallocation) -> io::Result<()> {
-        self.file().set_len(len)?;
-        if preallocation != Preallocation::Off && len > 0 {
-            fallocate(self.file(), FallocateFlags::empty(), 0, len)?;
+    /// From where on the target reads as zeros if it is not written to, in spite of its backing file; `None` if it has none
+    /// or that is not known.
+    pub(super) fn backing_len(&self) -> Option<u64> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Qcow2(target) => target.backing_len(),
         }
-        Ok(())
     }
 
-    fn write_failed(&self, offset: u64, error: &io::Error) -> Failure {
-        let doing = format!("error while writing at byte {offset}");
-        Failure::image(&self.name, doing, open::io_reason(error))
+    /// Whether the order of writes shows in the file.
+    pub(super) fn keeps_order(&self) -> bool {
+        matches!(self, Self::Qcow2(_))
     }
+
+    /// Writes all of `bytes` at `offset`, compressed if the target is: whole clusters then.
+    pub(super) async fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Failure> {
+        match self {
+            Self::Raw(target) => target.write(bytes, offset),
+            Self::Qcow2(target) => target.write(bytes, offset).await,
+        }
+    }
+
+    /// Makes `len` bytes from `offset` zeros, at as little cost as can be.
+    pub(super) async fn write_zeros(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        match self {
+            Self::Raw(target) => target.write_zeros(offset, len),
+            Self::Qcow2(target) => target.write_zeros(offset, len).await,
+        }
+    }
+
+    /// Ends writing; makes durable what was written, if the cache mode wants it.
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        match self {
+            Self::Raw(target) => target.close(),
+            Self::Qcow2(target) => target.close().await,
+        }
+    }
+}
+
+/// The error for a target that is there and has no room for the sources.
+pub(super) fn too_small(name: &OsStr) -> Failure {
+    Failure::image(name, "", "output file is smaller than input file")
 }

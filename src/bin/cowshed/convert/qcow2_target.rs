@@ -1,0 +1,140 @@
+//! A qcow2 image that a copy is written to.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::sync::Arc;
+
+use cowshed::Error;
+use cowshed::image::{WriteOptions, ZeroMode};
+use cowshed::rt::ThreadWorkers;
+
+use crate::failure::Failure;
+use crate::format_options::OptionError;
+use crate::new_image::{NewImage, backing_path, identity};
+use crate::open::{self, DiskImage, Opening};
+use crate::persona::Persona;
+
+use super::target::{TargetOptions, too_small};
+
+/// The target, open.
+#[derive(Debug)]
+pub(super) struct Qcow2Target {
+    name: OsString,
+    image: DiskImage,
+    /// What is not written reads as zeros.
+    is_zero: bool,
+    leave_gaps: bool,
+    compress: bool,
+    backing_len: Option<u64>,
+    persona: Persona,
+}
+
+impl Qcow2Target {
+    /// Opens or makes the image `name`, for `len` bytes; `wrong` makes a failure of wrong options.
+    ///
+    /// # Errors
+    /// What the system and the engine say; it is a source; its disk is too small.
+    pub(super) async fn open(
+        name: &OsStr,
+        len: u64,
+        options: &TargetOptions<'_>,
+        wrong: impl Fn(OptionError) -> Failure,
+    ) -> Result<Self, Failure> {
+        let persona = options.persona;
+        let backing = options.backing.map(|backing| backing_path(name, backing.as_ref()));
+        if options.create {
+            let create = options.format.create_options().map_err(wrong)?;
+            let keep = backing.as_ref().and_then(|path| identity(Path::new(path)));
+            let image = NewImage {
+                name,
+                persona,
+                converting: Some("qcow2"),
+                volatile: options.is_volatile(),
+            };
+            image.create_qcow2(&create, keep.as_slice()).await?;
+        }
+        // A backing file that the command line names is approved of.
+        let mut allow = options.allow.clone();
+        allow.extend(backing.map(Into::into).filter(|path: &std::path::PathBuf| path.exists()));
+        let image = Opening::new(persona)
+            .format(Some("qcow2".to_owned()))
+            .allow(allow)
+            .direct(["none", "off", "directsync"].contains(&options.cache))
+            .volatile(options.is_volatile())
+            .workers(Arc::new(ThreadWorkers::new()))
+            .writable(WriteOptions::default())
+            .open(name)
+            .await?;
+        if image.virtual_size() < len {
+            return Err(too_small(name));
+        }
+        let backing_len = match options.create && options.backing.is_some() {
+            true => image.layers().nth(1).map(|layer| layer.virtual_size),
+            false => None,
+        };
+        let is_new_zero = options.create && options.leave_gaps && options.backing.is_none();
+        Ok(Self {
+            name: name.to_owned(),
+            is_zero: options.is_zero || is_new_zero,
+            leave_gaps: options.leave_gaps,
+            compress: options.compress,
+            backing_len,
+            persona,
+            image,
+        })
+    }
+
+    /// Whether every byte is written, zeros too.
+    pub(super) fn writes_zeros(&self) -> bool {
+        !self.leave_gaps
+    }
+
+    /// The cluster size in bytes, if clusters are compressed.
+    pub(super) fn compressed_cluster(&self) -> Option<u64> {
+        let geometry = self.image.geometry().filter(|_| self.compress);
+        geometry.map(|geometry| geometry.cluster_size())
+    }
+
+    /// The size of the backing file's disk in bytes, if the image was made with one.
+    pub(super) fn backing_len(&self) -> Option<u64> {
+        self.backing_len
+    }
+
+    /// Writes all of `bytes` at `offset`, compressed if it is to be: whole clusters then.
+    pub(super) async fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Failure> {
+        let written = match self.compress {
+            true => self.image.write_compressed_at(bytes, offset).await,
+            false => self.image.write_at(bytes, offset).await,
+        };
+        written.map_err(|error| self.write_failed(offset, &error))
+    }
+
+    /// Makes `len` bytes from `offset` zeros, unless they are.
+    pub(super) async fn write_zeros(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        if self.is_zero || len == 0 {
+            return Ok(());
+        }
+        let written = self.image.write_zeroes_at(offset, len, ZeroMode::MayUnmap).await;
+        written.map_err(|error| self.write_failed(offset, &error))
+    }
+
+    /// Writes what is left and closes the image.
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        let closed = self.image.close().await;
+        closed.map_err(|error| {
+            Failure::image(&self.name, "error while flushing", self.reason(&error))
+        })
+    }
+
+    fn write_failed(&self, offset: u64, error: &Error) -> Failure {
+        let doing = format!("error while writing at byte {offset}");
+        Failure::image(&self.name, doing, self.reason(error))
+    }
+
+    fn reason(&self, error: &Error) -> String {
+        match self.persona {
+            Persona::Cowshed => open::reason(error),
+            Persona::QemuImg | Persona::QemuIo => crate::io::strerror(error).to_string(),
+        }
+    }
+}
