@@ -48,6 +48,12 @@ impl Claims {
         claim
     }
 
+    /// Claims these clusters if nobody else does.
+    pub(crate) fn try_claim(&self, clusters: RangeInclusive<u64>) -> Option<Claim<'_>> {
+        let claim = self.ask(clusters);
+        self.is_granted(&claim).then_some(claim)
+    }
+
     fn ask(&self, clusters: RangeInclusive<u64>) -> Claim<'_> {
         let mut queue = self.queue.lock();
         let number = queue.next;

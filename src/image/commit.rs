@@ -22,7 +22,7 @@ use crate::sync::Ordering;
 
 use super::Image;
 use super::free::{Free, FreeReason};
-use super::layer::DataFile;
+use super::layer::{DataFile, RunKind};
 use super::mutant::{self, Mutant};
 use super::settling::File;
 use super::writer::{Target, Top};
@@ -41,8 +41,8 @@ impl<S: Storage> Image<S> {
     ///
     /// # Errors
     /// [`Error::Storage`] if the storage fails; what was not written is written by the next flush. If the storage's own
-    /// flush fails while metadata is on its way, what became of it cannot be known: then and from then on
-    /// [`Error::Latched`]. [`Error::Closed`].
+    /// flush fails, what became of what it was to make durable cannot be known: from then on every change and every flush
+    /// is refused with [`Error::Latched`], until the image is opened again. [`Error::Closed`].
     ///
     /// # Cancel safety
     /// A dropped flush promises nothing, and loses nothing: the next one does its work.
@@ -103,20 +103,22 @@ impl<S: Storage> Top<'_, S> {
     /// Makes durable what the storages have completed, and settles what was dropped before.
     ///
     /// # Errors
-    /// [`Error::Storage`]. If metadata was on its way, the image is latched.
+    /// [`Error::Storage`], and the image is latched.
     pub(super) async fn barrier(&self) -> Result<()> {
-        let dropped = self.writer.settling.now();
+        let now = self.writer.settling.now();
         let mut flushed = flush(self.layer.metadata.storage()).await;
         if let (Ok(()), DataFile::Open(data)) = (&flushed, &self.layer.data) {
             flushed = flush(data).await;
         }
         match flushed {
             Ok(()) => {
-                self.writer.settling.settle(dropped, &self.image.requests);
+                self.writer.settling.settle(now, &self.image.requests);
                 Ok(())
             }
             Err(error) => {
-                if self.has_unwritten() && !mutant::is(Mutant::NoLatch) {
+                // What was written since the last flush may be lost, and no later flush would say so: the storage's next
+                // one may succeed all the same. QEMU's file-posix.c does the same, with `page_cache_inconsistent`.
+                if !mutant::is(Mutant::NoLatch) {
                     self.writer.latch(error.to_string());
                 }
                 Err(error)
@@ -259,18 +261,44 @@ impl<S: Storage> Top<'_, S> {
                 FreeReason::Snapshot => self.writer.options.pass_discard_snapshot,
                 FreeReason::Other => self.writer.options.pass_discard_other,
                 FreeReason::Unused => false,
+                FreeReason::DataFile => {
+                    self.punch_data_file(&part).await;
+                    due.done(end);
+                    continue;
+                }
             };
             if punches {
                 self.punch_unreferenced(&part).await;
             }
             self.drop_references(part).await?;
-            // OK to unwrap: it is the one that was looked at.
-            match due.frees.last_mut() {
-                Some(last) if end < last.clusters.end => last.clusters.start = end,
-                _ => drop(due.frees.pop()),
-            }
+            due.done(end);
         }
         Ok(())
+    }
+
+    /// Gives up the space in the data file of those guest clusters that still have none. That it can is a courtesy: where
+    /// something else goes on, or fails, the data file keeps its space.
+    async fn punch_data_file(&self, clusters: &std::ops::Range<u64>) {
+        let Ok((file, storage, blocks)) = self.data_target() else { return };
+        // Nobody maps them again meanwhile.
+        let Some(_claim) = self.writer.claims.try_claim(clusters.start..=clusters.end - 1) else {
+            return;
+        };
+        let bits = self.layer.geometry.cluster_bits();
+        let end = self.layer.virtual_size().min(clusters.end << bits);
+        let mut at = clusters.start << bits;
+        while at < end {
+            let Ok(run) = self.image.layers[0].run(at, end - at).await else { return };
+            if matches!(
+                run.kind,
+                RunKind::Zero { host: None } | RunKind::Unallocated { host: None }
+            ) {
+                let landing = self.writer.settling.begin(None, file, at..at + run.len);
+                let _ = blocks.discard(storage, at, run.len).await;
+                landing.end();
+            }
+            at += run.len;
+        }
     }
 
     /// Gives up the space of those clusters that have no other reference than the one that goes. That they can is a
@@ -332,6 +360,16 @@ impl<S: Storage> Top<'_, S> {
 struct Due<'a, S> {
     top: Top<'a, S>,
     frees: Vec<Free>,
+}
+
+impl<S> Due<'_, S> {
+    /// The last one is released up to cluster `end`.
+    fn done(&mut self, end: u64) {
+        match self.frees.last_mut() {
+            Some(last) if end < last.clusters.end => last.clusters.start = end,
+            _ => drop(self.frees.pop()),
+        }
+    }
 }
 
 impl<S> Drop for Due<'_, S> {

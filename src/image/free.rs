@@ -25,6 +25,8 @@ pub(crate) enum FreeReason {
     Other,
     /// They were taken and never used: there is nothing in them.
     Unused,
+    /// The guest said so, and they are guest clusters, whose place in the data file nobody else can have.
+    DataFile,
 }
 
 /// Host clusters that have lost one reference each.

@@ -64,6 +64,7 @@ use crate::cache::{CacheStatistics, CleanerControl};
 use crate::error::{Error, Result};
 use crate::format::{Geometry, Header, Snapshot};
 use crate::storage::Storage;
+use crate::sync::Ordering;
 use crate::workers::Workers;
 
 pub use create::{CreateOptions, create};
@@ -79,7 +80,7 @@ pub use overlap::OverlapChecks;
 
 use layer::{Body, Layer};
 use requests::Requests;
-use writer::Writer;
+use writer::{NOT_GROWING, Writer};
 
 /// A disk image and the layers below it, opened.
 ///
@@ -129,7 +130,11 @@ impl<S: Storage> Image<S> {
     /// The size of the disk in bytes: of the snapshot, if one is open.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
-        self.layers[0].virtual_size()
+        let growing = self.writer.as_ref().map(|writer| &writer.size_while_growing);
+        match growing.map(|size| size.load(Ordering::Acquire)) {
+            None | Some(NOT_GROWING) => self.layers[0].virtual_size(),
+            Some(size) => size,
+        }
     }
 
     /// The image's header as it is now; `None` if it is raw.

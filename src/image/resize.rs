@@ -13,7 +13,7 @@ use super::free::{Free, FreeReason};
 use super::layer::{Below, RawLayer};
 use super::options::{Preallocation, ResizeOptions, ZeroMode};
 use super::ownership::Owner;
-use super::writer::{Target, Top};
+use super::writer::{NOT_GROWING, Target, Top};
 
 impl<S: Storage> Image<S> {
     /// Makes the disk `size` bytes long, in a qcow2 image a multiple of 512. What it gains reads as zeros, whatever a longer backing file
@@ -53,23 +53,18 @@ impl<S: Storage> Image<S> {
     async fn grow(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         let Some(top) = self.top() else { return Ok(()) };
         top.may_resize()?;
-        {
+        let growth = {
             let _alone = top.writer.turnstile.alone().await;
             let _chore = self.requests.enter_chore()?;
             top.grow_l1(size).await?;
-            top.layer.size.store(size, Ordering::Release);
-        }
-        // The header comes last: a disk that has the new size on disk reads as zeros there.
-        let grown = async {
-            self.fill_growth(top, old, size, preallocation).await?;
-            self.flush().await?;
-            top.set_size(size).await
+            Growth::begin(top, old, size)
         };
-        let grown = grown.await;
-        if grown.is_err() {
-            top.layer.size.store(old, Ordering::Release);
-        }
-        grown
+        self.fill_growth(top, old, size, preallocation).await?;
+        self.flush().await?;
+        // The header comes last: a disk that has the new size on disk reads as zeros there.
+        top.set_size(size).await?;
+        growth.end();
+        Ok(())
     }
 
     async fn fill_growth(
@@ -85,7 +80,12 @@ impl<S: Storage> Image<S> {
         let below = self.below_len();
         let zero_end = size.min(below.max(cluster_end));
         if zero_end > old && (below > old || top.is_allocated(old).await?) {
-            self.write_zeroes_at(old, zero_end - old, ZeroMode::KeepSpace).await?;
+            let mut at = old;
+            while at < zero_end {
+                let change = self.begin_change().await?;
+                let Target::Qcow2(top) = &change.target else { return Ok(()) };
+                at += top.zero_step(&change.request, at..zero_end, ZeroMode::KeepSpace).await?;
+            }
         }
         if preallocation != Preallocation::Off {
             self.preallocate(old, size, preallocation).await?;
@@ -124,6 +124,35 @@ impl<S: Storage> Image<S> {
             at = top.preallocate_step(&change.request, at, end, mode).await?;
         }
         Ok(())
+    }
+}
+
+/// A disk that is becoming longer: those who come by the door see the old size as long as not everything behind it is zeros.
+/// Dropping it gives the disk its old size.
+struct Growth<'a, S> {
+    top: Top<'a, S>,
+    old: u64,
+    ended: bool,
+}
+
+impl<'a, S> Growth<'a, S> {
+    fn begin(top: Top<'a, S>, old: u64, size: u64) -> Self {
+        top.writer.size_while_growing.store(old, Ordering::Release);
+        top.layer.size.store(size, Ordering::Release);
+        Self { top, old, ended: false }
+    }
+
+    fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl<S> Drop for Growth<'_, S> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.top.layer.size.store(self.old, Ordering::Release);
+        }
+        self.top.writer.size_while_growing.store(NOT_GROWING, Ordering::Release);
     }
 }
 

@@ -21,12 +21,26 @@ pub(crate) enum File {
 /// The dropped writes of an image.
 #[derive(Debug, Default)]
 pub(crate) struct Settling {
-    dropped: Mutex<Vec<Dropped>>,
+    list: Mutex<List>,
     count: AtomicUsize,
 }
 
+#[derive(Debug, Default)]
+struct List {
+    /// The number of the next one.
+    next: u64,
+    /// Oldest first.
+    dropped: Vec<Dropped>,
+}
+
+/// A moment: what was dropped before it.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub(crate) struct Moment(u64);
+
 #[derive(Debug)]
 struct Dropped {
+    number: u64,
     file: File,
     range: Range<u64>,
     held: Option<Held>,
@@ -63,25 +77,30 @@ impl Settling {
     /// Whether a dropped write may yet land in this range.
     pub(crate) fn overlaps(&self, file: File, range: &Range<u64>) -> bool {
         self.is_unsettled()
-            && self.dropped.lock().iter().any(|dropped| {
+            && self.list.lock().dropped.iter().any(|dropped| {
                 dropped.file == file
                     && dropped.range.start < range.end
                     && range.start < dropped.range.end
             })
     }
 
-    /// How many there are now: those that a flush settles which begins now.
-    pub(crate) fn now(&self) -> usize {
-        self.dropped.lock().len()
+    /// The moment at which a flush begins.
+    pub(crate) fn now(&self) -> Moment {
+        Moment(self.list.lock().next)
     }
 
-    /// Forgets the oldest `count`, after a flush that began when there were as many. One caller at a time.
-    pub(crate) fn settle(&self, count: usize, requests: &Requests) {
-        if count == 0 {
+    /// Forgets what was dropped before `moment`, at which a flush began that has succeeded.
+    pub(crate) fn settle(&self, moment: Moment, requests: &Requests) {
+        if !self.is_unsettled() {
             return;
         }
-        let settled: Vec<Dropped> = self.dropped.lock().drain(..count).collect();
-        self.count.fetch_sub(count, Ordering::AcqRel);
+        let settled: Vec<Dropped> = {
+            let mut list = self.list.lock();
+            // Somebody else may have settled some of them.
+            let count = list.dropped.iter().take_while(|it| it.number < moment.0).count();
+            list.dropped.drain(..count).collect()
+        };
+        self.count.fetch_sub(settled.len(), Ordering::AcqRel);
         for held in settled.into_iter().filter_map(|dropped| dropped.held) {
             requests.release(held);
         }
@@ -101,8 +120,29 @@ impl Drop for Landing<'_> {
             return;
         }
         let held = self.request.map(Request::hold);
-        let dropped = Dropped { file: self.file, range: self.range.clone(), held };
         self.settling.count.fetch_add(1, Ordering::AcqRel);
-        self.settling.dropped.lock().push(dropped);
+        let mut list = self.settling.list.lock();
+        let number = list.next;
+        list.next += 1;
+        list.dropped.push(Dropped { number, file: self.file, range: self.range.clone(), held });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{File, Requests, Settling};
+
+    #[test]
+    fn two_flushes_at_once_settle_what_was_dropped_before_each() {
+        let (settling, requests) = (Settling::default(), Requests::default());
+        drop(settling.begin(None, File::Image, 0..512));
+        let (first, second) = (settling.now(), settling.now());
+        drop(settling.begin(None, File::Image, 512..1024));
+        settling.settle(first, &requests);
+        settling.settle(second, &requests);
+        assert!(!settling.overlaps(File::Image, &(0..512)));
+        assert!(settling.overlaps(File::Image, &(512..1024)), "dropped after both had begun");
+        settling.settle(settling.now(), &requests);
+        assert!(!settling.is_unsettled());
     }
 }

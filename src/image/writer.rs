@@ -27,6 +27,9 @@ use super::turnstile::{Passing, Turnstile};
 /// A write-back begins by itself when more than this share of a cache's budget is dirty.
 const DIRTY_SHARE: (u64, u64) = (1, 2);
 
+/// No disk has this size.
+pub(super) const NOT_GROWING: u64 = u64::MAX;
+
 /// The state of an image that is open for writing.
 pub(crate) struct Writer {
     pub(super) options: WriteOptions,
@@ -56,6 +59,8 @@ pub(crate) struct Writer {
     /// Why no more changes are accepted.
     latch: Mutex<Option<String>>,
     is_latched: AtomicU64,
+    /// The size that requests see while the disk grows; [`NOT_GROWING`] otherwise.
+    pub(super) size_while_growing: AtomicU64,
     pub(super) closed: AsyncMutex<bool>,
 }
 
@@ -88,6 +93,7 @@ impl Writer {
             is_sound: AtomicU64::new(0),
             latch: Mutex::default(),
             is_latched: AtomicU64::new(0),
+            size_while_growing: AtomicU64::new(NOT_GROWING),
             closed: AsyncMutex::default(),
         }
     }

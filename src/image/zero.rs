@@ -13,7 +13,6 @@ use super::free::FreeReason;
 use super::layer::{Below, RawLayer};
 use super::options::ZeroMode;
 use super::requests::Request;
-use super::settling::File;
 use super::write::zeros;
 use super::writer::{Target, Top};
 
@@ -108,7 +107,7 @@ enum Becomes {
 
 impl<S: Storage> Top<'_, S> {
     /// Makes some of a range read as zeros and returns how many bytes of it, from its start.
-    async fn zero_step(
+    pub(super) async fn zero_step(
         &self,
         request: &Request<'_>,
         range: Range<u64>,
@@ -217,8 +216,13 @@ impl<S: Storage> Top<'_, S> {
             Some(part) => part.start - range.start,
             None => range.end - range.start,
         };
-        if self.layer.context.data_file() {
-            self.change_data_file(request, range.start..range.start + done, &new).await?;
+        let is_raw =
+            self.layer.header.get().autoclear.contains(crate::format::Autoclear::DATA_FILE_RAW);
+        let disk_end = self.layer.virtual_size().min(range.start + done);
+        if is_raw && range.start < disk_end {
+            // Whoever reads the data file alone must see the zeros.
+            let len = disk_end - range.start;
+            self.put_zeros(request, HostOffset::new(range.start), len).await?;
         }
         // From here on nothing is awaited and nothing fails.
         if new.iter().zip(&entries).any(|(new, old)| new != old) {
@@ -226,6 +230,12 @@ impl<S: Storage> Top<'_, S> {
         }
         for entry in &gone {
             self.free_entry(entry, FreeReason::Request);
+        }
+        let external = self.layer.context.data_file() && !is_raw;
+        if !gone.is_empty() && external && self.writer.options.pass_discard_request {
+            // Their space in the data file goes when their mapping has gone for good.
+            let len = (new.len() as u64) << bits;
+            self.free(HostOffset::new(first << bits), len, FreeReason::DataFile);
         }
         Ok(done)
     }
@@ -284,41 +294,6 @@ impl<S: Storage> Top<'_, S> {
             L2Entry::from_raw(descriptor | zero.descriptor(), 0)
         };
         Ok(if has_host && !keeps { Becomes::Unreferenced(new) } else { other(entry, new) })
-    }
-
-    /// Makes the data file agree with entries that have changed from `range.start` on: nothing else can use its clusters, so
-    /// their space can be given up at once.
-    async fn change_data_file(
-        &self,
-        request: &Request<'_>,
-        range: Range<u64>,
-        entries: &[L2Entry],
-    ) -> Result<()> {
-        let is_raw =
-            self.layer.header.get().autoclear.contains(crate::format::Autoclear::DATA_FILE_RAW);
-        let end = range.end.min(self.layer.virtual_size());
-        if end <= range.start {
-            return Ok(());
-        }
-        let len = end - range.start;
-        if is_raw {
-            // Whoever reads the data file alone must see the zeros.
-            return self.put_zeros(request, HostOffset::new(range.start), len).await;
-        }
-        let keeps = |entry: &L2Entry| {
-            matches!(
-                entry.cluster(&self.layer.context),
-                Ok(ClusterKind::Data { .. } | ClusterKind::Zero { host: Some(_) })
-            )
-        };
-        if self.writer.options.pass_discard_request && !entries.iter().any(keeps) {
-            let (_, storage, blocks) = self.data_target()?;
-            let landing = self.writer.settling.begin(Some(request), File::Data, range.start..end);
-            // A courtesy: the data file may keep its space.
-            let _ = blocks.discard(storage, range.start, len).await;
-            landing.end();
-        }
-        Ok(())
     }
 
     async fn write_zero_data(&self, request: &Request<'_>, range: Range<u64>) -> Result<u64> {

@@ -141,6 +141,7 @@ impl State {
         fault: Option<Failure>,
         trace: &Trace,
     ) {
+        self.flushes_failed += u64::from(fault.is_some());
         let covered = |change: u64| change < asked && !unacknowledged.contains(&change);
         match fault {
             None => {}

@@ -143,9 +143,6 @@ impl SimStorage {
         if fault.is_none() && grows && end > state.capacity.max(state.disk.len()) {
             fault = Some(Failure::NoSpace);
         }
-        if operation == Operation::Flush && fault.is_some() {
-            state.flushes_failed += 1;
-        }
         let due = self.clock.now().saturating_add(latency);
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         let fate = fault.map_or(0, |fault| fault as u64);
