@@ -23,6 +23,7 @@ const SETUP: Setup = Setup {
     backing_len: 2048,
     snapshot: false,
     metadata_preallocated: false,
+    made_by_qemu: false,
     size: 4096,
     size_max: 4096,
 };

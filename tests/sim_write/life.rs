@@ -68,6 +68,8 @@ struct Shared<'a, G> {
     wrong: RefCell<Option<String>>,
     /// How many failed flushes of the disks the guest has heard of.
     heard: Cell<u64>,
+    /// And how many the model has.
+    told: Cell<u64>,
     /// How many more errors of the disks it may hear of, if only one request fails.
     excused: &'a Cell<u64>,
 }
@@ -117,7 +119,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
         };
         let size = made.first.len() as u64;
         let mut model = Model::new(contents, size, made.setup.size_max.max(size));
-        model.monotonic = plan.faults.flush_losses == 0;
+        model.monotonic = plan.faults.flush_losses == 0 && plan.named.is_none();
         Self {
             engine,
             plan,
@@ -152,6 +154,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             latched: Cell::new(false),
             wrong: RefCell::default(),
             heard: Cell::new(0),
+            told: Cell::new(0),
             excused: &self.excused,
         };
         let mut lanes: BTreeMap<usize, Vec<Op>> = BTreeMap::new();
@@ -356,7 +359,8 @@ impl<G: Guest> Shared<'_, G> {
 
     /// Tells the model of flushes that failed, whether or not the guest has been told.
     fn hear(&self) {
-        if self.flushes_failed() > self.heard.get() {
+        let failed = self.flushes_failed();
+        if failed > self.told.replace(failed) {
             self.model.borrow_mut().flush_failed();
         }
     }
@@ -404,6 +408,12 @@ impl<G: Guest> Shared<'_, G> {
                 } else {
                     cut(guest.write_compressed(&bytes, op.offset), polls).await
                 };
+                // As with QEMU, what has a cluster of its own is not compressed.
+                let refused = matches!(&result, Some(Err(Error::InvalidArgument(_))));
+                if refused && what == What::WriteCompressed {
+                    self.model.borrow_mut().give_up(change);
+                    return Ok(());
+                }
                 self.done(change, result)
             }
             What::WriteZeroes(mode) => {
@@ -420,12 +430,13 @@ impl<G: Guest> Shared<'_, G> {
                 let whole = whole..whole_end.max(whole);
                 let setup = &self.plan.setup;
                 let or = (setup.version == 2 && setup.backing_len > 0).then_some(BACKING);
+                // Version 2 has no zero clusters to hide the backing file with.
                 let effect = |range: std::ops::Range<u64>, weak| Effect {
                     from: at(range.start),
                     to: at(range.end),
                     value: ZEROS,
                     or,
-                    weak,
+                    weak: weak || or.is_some(),
                 };
                 let change = model.start(&op.to_string(), |_| {
                     vec![
@@ -450,7 +461,9 @@ impl<G: Guest> Shared<'_, G> {
                     return Ok(());
                 }
                 let (from, to) = (at(size.min(len)), at(size.max(len)));
-                let effect = Effect { from, to, value: ZEROS, or: None, weak: false };
+                // What is cut off is unmapped first: as long as the size is the old one it shows what lies below.
+                let or = (len < size).then_some(BACKING);
+                let effect = Effect { from, to, value: ZEROS, or, weak: false };
                 let change = model.start(&op.to_string(), |_| vec![effect]);
                 model.sizing(change, len);
                 drop(model);
@@ -467,6 +480,9 @@ impl<G: Guest> Shared<'_, G> {
         match result {
             Some(Ok(())) => {
                 model.complete(change);
+                if self.plan.how.write_through {
+                    model.is_durable(change);
+                }
                 Ok(())
             }
             Some(Err(error)) => {

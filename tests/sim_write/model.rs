@@ -148,6 +148,8 @@ pub struct Model {
     pub contents: Contents,
     /// What was read stays read: not so where flushes fail and lose.
     pub monotonic: bool,
+    /// A flush has failed, and may have lost what it should have made durable: where that is, nobody knows what is read.
+    lost: bool,
     time: u64,
     last_change: u32,
     lives: BTreeMap<u32, Life>,
@@ -165,6 +167,7 @@ impl Model {
         let mut model = Self {
             contents,
             monotonic: true,
+            lost: false,
             time: 0,
             last_change: FIRST_WRITE - 1,
             lives: BTreeMap::new(),
@@ -191,6 +194,7 @@ impl Model {
         self.lives = BTreeMap::from([(self.last_change, life)]);
         self.sizes = vec![(self.last_change, size)];
         self.readers.clear();
+        self.lost = false;
         let change = self.last_change;
         for (at, versions) in self.granules.iter_mut().enumerate() {
             let value = value(at);
@@ -229,6 +233,13 @@ impl Model {
         let now = self.now();
         if let Some(life) = self.lives.get_mut(&change) {
             (life.completed, life.ended) = (Some(now), Some(now));
+        }
+    }
+
+    /// It needs no flush.
+    pub fn is_durable(&mut self, change: u32) {
+        if let Some(life) = self.lives.get_mut(&change) {
+            life.durable = true;
         }
     }
 
@@ -276,6 +287,7 @@ impl Model {
     /// A flush has failed: nothing that was volatile may be trusted any more.
     pub fn flush_failed(&mut self) {
         let now = self.now();
+        self.lost |= !self.monotonic;
         for life in self.lives.values_mut().filter(|life| !life.durable) {
             if life.completed.take().is_some() {
                 life.given_up = Some(now);
@@ -315,6 +327,9 @@ impl Model {
             let legal = |version: &&Version| {
                 is_alive(&self.lives[&version.change], bound) && self.is_value(version, at, bytes)
             };
+            if self.lost && versions.iter().any(|version| !self.lives[&version.change].durable) {
+                continue;
+            }
             let mut found = versions.iter().filter(legal);
             let Some(first) = found.next() else { return Err(self.illegal("read", at, bytes)) };
             let (change, alone) = (first.change, found.next().is_none());

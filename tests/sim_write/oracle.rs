@@ -24,9 +24,9 @@ fn plan(seed: u64) -> Plan {
 
 #[test]
 fn disk_without_format_keeps_every_promise() {
-    let (counts, failed) = live_all(flat(None), plan, 0..200, 10, || ());
+    let (counts, failed) = live_all(flat(None), plan, 0..200, 10, 1, || ());
     println!("{counts:?}");
-    if let Some(failed) = failed {
+    if let Some(failed) = failed.first() {
         panic!("seed {}: {}", failed.seed, failed.what);
     }
     assert!(counts.states > 1000 && counts.dropped > 20 && counts.failed > 10, "{counts:?}");
@@ -42,8 +42,9 @@ fn each_broken_promise_is_found() {
         FlatFault::StaleGrowth,
         FlatFault::Early,
     ] {
-        let (counts, failed) = live_all(flat(Some(fault)), plan, 0..SEEDS, u64::MAX, || ());
-        let failed = failed.unwrap_or_else(|| panic!("{fault:?} is not found in {SEEDS} seeds"));
+        let (counts, failed) = live_all(flat(Some(fault)), plan, 0..SEEDS, u64::MAX, 1, || ());
+        let failed =
+            failed.first().unwrap_or_else(|| panic!("{fault:?} is not found in {SEEDS} seeds"));
         println!("{fault:?} is found by seed {} after {} lives", failed.seed, counts.lives);
     }
 }

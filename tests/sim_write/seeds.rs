@@ -3,13 +3,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::engine::Engine;
 use super::life::{Counts, live};
 use super::workload::{Op, Plan};
 
-/// How often a failing life is tried with fewer requests.
-const TRIALS_MAX: u32 = 400;
+/// For how long a failing life is tried with fewer requests.
+const MINIMISING_MAX: Duration = Duration::from_secs(15);
 
 /// A life that failed.
 #[derive(Debug)]
@@ -28,17 +29,18 @@ pub fn try_live<E: Engine>(engine: &E, plan: &Plan, ops: &[Op]) -> Result<(Count
     })
 }
 
-/// Lives through `seeds`, in order on each thread, until one fails.
+/// Lives through `seeds`, in order on each thread, until `failures_max` have failed.
 pub fn live_all<E: Engine>(
     engine: impl Fn(&Plan) -> E + Sync,
     plan: impl Fn(u64) -> Plan + Sync,
     seeds: std::ops::Range<u64>,
     again_one_in: u64,
+    failures_max: usize,
     prepare: impl Fn() + Sync,
-) -> (Counts, Option<Failed>) {
+) -> (Counts, Vec<Failed>) {
     let next = AtomicU64::new(seeds.start);
     let stop = AtomicBool::new(false);
-    let all = Mutex::new((Counts::default(), None::<Failed>));
+    let all = Mutex::new((Counts::default(), Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -62,24 +64,25 @@ pub fn live_all<E: Engine>(
                     match lived {
                         Ok((counts, _)) => all.0.add(counts),
                         Err(what) => {
-                            stop.store(true, Ordering::Relaxed);
-                            if all.1.as_ref().is_none_or(|failed| failed.seed > seed) {
-                                all.1 = Some(Failed { seed, what });
-                            }
+                            println!("seed {seed} fails: {what}");
+                            all.1.push(Failed { seed, what });
+                            stop.store(all.1.len() >= failures_max, Ordering::Relaxed);
                         }
                     }
                 }
             });
         }
     });
-    all.into_inner().unwrap()
+    let (counts, mut failed) = all.into_inner().unwrap();
+    failed.sort_by_key(|failed| failed.seed);
+    (counts, failed)
 }
 
 /// Fewer requests of the plan that fail, too: by leaving out ever smaller parts of them.
 pub fn minimise<E: Engine>(engine: &E, plan: &Plan) -> (Vec<Op>, String) {
     let mut ops = plan.ops.clone();
     let mut what = String::new();
-    let mut trials = 0;
+    let began = Instant::now();
     let mut part = ops.len().div_ceil(2).max(1);
     // What is tried fails over and over: nobody wants to read of each.
     let hook = std::panic::take_hook();
@@ -87,16 +90,15 @@ pub fn minimise<E: Engine>(engine: &E, plan: &Plan) -> (Vec<Op>, String) {
     loop {
         let mut at = 0;
         let mut fewer = false;
-        while at < ops.len() && trials < TRIALS_MAX {
+        while at < ops.len() && began.elapsed() < MINIMISING_MAX {
             let mut rest = ops.clone();
             rest.drain(at..ops.len().min(at + part));
-            trials += 1;
             match try_live(engine, plan, &rest) {
                 Err(failure) => (ops, what, fewer) = (rest, failure, true),
                 Ok(_) => at += part,
             }
         }
-        if (part == 1 && !fewer) || trials >= TRIALS_MAX {
+        if (part == 1 && !fewer) || began.elapsed() >= MINIMISING_MAX {
             break;
         }
         part = if fewer { part } else { part.div_ceil(2) };

@@ -1,10 +1,14 @@
-//! Images to begin with, of every geometry: made by QEMU's tools, once a process, and small.
+//! Images to begin with, of every geometry, and small: made by QEMU's tools or by the engine, once a process.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use cowshed::format::{Compression, Version};
+use cowshed::image::{CreateOptions, Preallocation, create};
 use cowshed::sim::Random;
+use cowshed::storage::MemoryStorage;
+use futures::executor::block_on;
 
 use super::model::{Contents, FIRST};
 use super::support::data::pattern_file;
@@ -33,6 +37,7 @@ pub struct Setup {
     /// Some of it is written by QEMU, and has a snapshot.
     pub snapshot: bool,
     pub metadata_preallocated: bool,
+    pub made_by_qemu: bool,
     pub size: u64,
     /// The most that it is resized to.
     pub size_max: u64,
@@ -108,6 +113,7 @@ impl Setup {
             backing_len,
             snapshot,
             metadata_preallocated: !snapshot && backing_len == 0 && random.chance(100),
+            made_by_qemu: snapshot || random.chance(150),
             size,
             // Enough for an L1 table of two clusters.
             size_max: if large { 2_600_000 / 512 * 512 } else { size + 6 * cluster_size.max(4096) },
@@ -133,6 +139,45 @@ impl Setup {
     }
 
     fn make_now(&self) -> Made {
+        let contents = Contents { granule: 512, first: Arc::new([]), backing: Arc::new([]) };
+        let backing_granules = usize::try_from(self.backing_len).unwrap() / 512;
+        let backing = contents.bytes(FIRST + 11, 0, backing_granules);
+        if self.made_by_qemu { self.make_by_qemu(&backing) } else { self.make_by_engine(&backing) }
+    }
+
+    fn make_by_engine(&self, backing: &[u8]) -> Made {
+        let external = self.data_file != DataFile::Internal;
+        let mut options = CreateOptions::new(self.size);
+        options.version = if self.version == 2 { Version::V2 } else { Version::V3 };
+        options.cluster_size = self.cluster_size();
+        options.refcount_bits = self.refcount_bits;
+        options.extended_l2 = self.extended_l2;
+        options.lazy_refcounts = self.lazy_refcounts;
+        if self.zstd {
+            options.compression = Compression::Zstd;
+        }
+        options.data_file = external.then(|| b"image.data".to_vec());
+        options.data_file_raw = self.data_file == DataFile::ExternalRaw;
+        options.backing_file = (!backing.is_empty()).then(|| b"backing.raw".to_vec());
+        options.backing_format = (!backing.is_empty()).then(|| b"raw".to_vec());
+        if self.metadata_preallocated {
+            options.preallocation = Preallocation::Metadata;
+        }
+        let (image, data) = (MemoryStorage::default(), external.then(MemoryStorage::default));
+        block_on(create(&image, data.as_ref(), &options)).unwrap();
+        let mut first = backing.to_vec();
+        first.resize(usize::try_from(self.size).unwrap(), 0);
+        Made {
+            setup: *self,
+            image: image.into_vec().into(),
+            data: data.map(|data| data.into_vec().into()),
+            backing: (!backing.is_empty()).then(|| backing.into()),
+            first: first.into(),
+            snapshot: None,
+        }
+    }
+
+    fn make_by_qemu(&self, backing: &[u8]) -> Made {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path();
         let mut options = vec![
@@ -152,13 +197,9 @@ impl Setup {
         on(self.data_file == DataFile::ExternalRaw, "data_file_raw=on");
         on(self.metadata_preallocated, "preallocation=metadata");
         on(self.backing_len > 0, "backing_file=backing.raw,backing_fmt=raw");
-        let backing = (self.backing_len > 0).then(|| {
-            let contents = Contents { granule: 512, first: Arc::new([]), backing: Arc::new([]) };
-            let bytes =
-                contents.bytes(FIRST + 11, 0, usize::try_from(self.backing_len).unwrap() / 512);
-            std::fs::write(at.join("backing.raw"), &bytes).unwrap();
-            Arc::<[u8]>::from(bytes)
-        });
+        if !backing.is_empty() {
+            std::fs::write(at.join("backing.raw"), backing).unwrap();
+        }
         let (options, size) = (options.join(","), self.size.to_string());
         qemu::img(at, ["create", "-q", "-f", "qcow2", "-o", &options, "image.qcow2", &size]);
         let mut snapshot = None;
@@ -178,7 +219,7 @@ impl Setup {
             setup: *self,
             image: read("image.qcow2"),
             data: (self.data_file != DataFile::Internal).then(|| read("image.data")),
-            backing,
+            backing: (!backing.is_empty()).then(|| backing.into()),
             first: qemu::raw_bytes(at, &["-f", "qcow2"], "image.qcow2").into(),
             snapshot,
         }

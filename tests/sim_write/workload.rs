@@ -10,8 +10,11 @@ use cowshed::sim::{Executor, Failure, Faults, Random};
 use super::engine::How;
 use super::setup::{DataFile, Setup};
 
-/// How many kinds of images there are by default.
-const SETUPS: u64 = 64;
+/// How many kinds of images there are.
+const SETUPS: u64 = 256;
+
+/// How much a life reads to look what would be left if the power went.
+const LOOKS_LEN_BYTES_MAX: u64 = 32 << 20;
 
 /// Plain options, with a cleaner that passes all the time.
 pub const PLAIN: How = How {
@@ -164,7 +167,8 @@ impl Plan {
         let mut faults = if random.chance(250) { Faults::random(random) } else { no_faults() };
         faults.stall = no_faults().stall;
         let granule = if random.chance(200) { 64 } else { 512 };
-        let phases = 1 + random.index(3);
+        // An image that is not closed after refcounts were written late wants a repair first.
+        let phases = if setup.lazy_refcounts { 1 } else { 1 + random.index(3) };
         let lanes = 1 + random.index(4);
         let each = 4 + random.index(16);
         let drops = if random.toss() { 50 } else { 0 };
@@ -191,7 +195,8 @@ impl Plan {
                 _ => End::Crash(1 + random.below(40 * (lanes * each) as u64)),
             })
             .collect();
-        let looks = Looks::Some(500, 60);
+        // Each reads the whole disk.
+        let looks = Looks::Some(500, (LOOKS_LEN_BYTES_MAX / setup.size_max).clamp(4, 60));
         Self { seed, setup, how, granule, faults, ops, ends, looks, named: None }
     }
 
