@@ -128,6 +128,7 @@ impl<'a, S: Storage> Top<'a, S> {
                 }
                 continue;
             }
+            self.may_count(&clusters)?;
             let pinned = self.refcount_slices(&clusters).await?;
             // From here on nothing is awaited and nothing fails.
             let is_fresh = clusters.start >= allocator.end;
@@ -196,6 +197,7 @@ impl<'a, S: Storage> Top<'a, S> {
 
     /// Adds a reference to a cluster of compressed data, unless its refcount can take no more.
     async fn share(&self, cluster: u64) -> Result<bool> {
+        self.may_count(&(cluster..cluster + 1))?;
         let slices = self.refcount_slices(&(cluster..cluster + 1)).await?;
         let now = self.refcount_in(&slices, cluster);
         if now == 0 || now >= self.layer.geometry.refcount_max() {
@@ -216,6 +218,10 @@ impl<'a, S: Storage> Top<'a, S> {
         for cluster in clusters {
             // What the survey found to be used more often than its refcount says keeps it.
             if self.writer.ownership.lock().is_pinned(cluster) {
+                continue;
+            }
+            // Leaked: its refcount is something else too.
+            if self.may_count(&(cluster..cluster + 1)).is_err() {
                 continue;
             }
             // A refcount that is too low is the image's fault, and a check's matter.
@@ -339,6 +345,21 @@ impl<'a, S: Storage> Top<'a, S> {
             .all(|index| RefcountTableEntry::from_raw(table.get(index)).block().is_some())
     }
 
+    /// Asks whether the refcounts of these clusters may be changed.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a refcount block is something else too.
+    fn may_count(&self, clusters: &Range<u64>) -> Result<()> {
+        let entries = self.layer.geometry.refcount_block_entries();
+        for index in clusters.start / entries..=(clusters.end - 1) / entries {
+            let raw = self.writer.refcount_table.lock().get(index);
+            if let Some(block) = RefcountTableEntry::from_raw(raw).block() {
+                self.may_change(Structure::RefcountBlock, block)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes one of the refcount blocks that these clusters lack.
     async fn cover(&self, allocator: &mut Allocator, clusters: &Range<u64>) -> Result<()> {
         let entries = self.layer.geometry.refcount_block_entries();
@@ -346,6 +367,7 @@ impl<'a, S: Storage> Top<'a, S> {
             let table = self.writer.refcount_table.lock();
             RefcountTableEntry::from_raw(table.get(index)).block().is_some()
         };
+        let table = self.writer.refcount_table.lock().offset();
         let mut indexes = clusters.start / entries..=(clusters.end - 1) / entries;
         let Some(mut index) = indexes.find(|index| !has(*index)) else { return Ok(()) };
         // A block is told of by itself or by one that there is; else that one comes first.
@@ -359,6 +381,11 @@ impl<'a, S: Storage> Top<'a, S> {
         };
         if index >= self.writer.refcount_table.lock().len() {
             return self.grow_refcount_table(allocator, index).await;
+        }
+        let at = HostOffset::new(table.get() + index * RefcountTableEntry::LEN);
+        self.may_change(Structure::RefcountTable, at)?;
+        if has(block / entries) {
+            self.may_count(&(block..block + 1))?;
         }
         self.install_block(allocator, index, block).await
     }

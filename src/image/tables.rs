@@ -1,7 +1,7 @@
 //! L2 tables of an image that is open for writing: each is made, or copied from one that a snapshot shares, when it is first
 //! written to.
 
-use crate::error::{Result, Structure};
+use crate::error::{Corrupt, CorruptKind, Result, Structure};
 use crate::format::{HostOffset, L1Entry};
 use crate::storage::Storage;
 use crate::sync::Ordering;
@@ -29,6 +29,8 @@ impl<S: Storage> Top<'_, S> {
             return Ok(table);
         }
         let geometry = self.layer.geometry;
+        let at = HostOffset::new(self.layer.l1_offset().get() + index * L1Entry::LEN);
+        self.may_change(Structure::L1Table, at)?;
         let shared = self.l1_entry(index)?.l2_table();
         let taken = self.take_clusters(1, Owner::Metadata).await?;
         let host = taken.host();
@@ -51,6 +53,20 @@ impl<S: Storage> Top<'_, S> {
             self.free(shared, geometry.cluster_size(), FreeReason::Other);
         }
         Ok(host)
+    }
+
+    /// Asks whether metadata at `host` may be changed in its place.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if its bytes are read as something else too.
+    pub(super) fn may_change(&self, structure: Structure, host: HostOffset) -> Result<()> {
+        let cluster = host.get() >> self.layer.geometry.cluster_bits();
+        if !self.writer.ownership.lock().is_contested(cluster) {
+            return Ok(());
+        }
+        let reason = format!("cluster {cluster} is used for something else too");
+        let kind = CorruptKind::WriteUnsafe { reason };
+        Err(Corrupt::new(kind, structure).at(host.get()).into())
     }
 
     /// Stores L1 entry `index`, to be written by the next commit.

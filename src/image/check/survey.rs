@@ -24,7 +24,7 @@ use super::layout::Layout;
 use super::refcounts::{Refcounts, Run, refcount};
 use super::report::{CheckObserver, CheckReport, Finding, FindingKind, Structure};
 use super::source::Source;
-use super::walk::{Pass, Tally};
+use super::walk::{COMPRESSED, Pass, SECTOR_LEN, Tally};
 use super::{Budget, len};
 use crate::error::{Corrupt, CorruptKind, Error, Result};
 use crate::format::Header;
@@ -39,8 +39,8 @@ const WINDOWS_MAX: usize = 64;
 /// What [`Ownership`] may take beside one byte for each byte of L2 tables: enough for a cluster in use in every chunk of
 /// 2 TiB.
 const OWNERSHIP_LEN_BYTES_MIN: u64 = 16 << 20;
-/// References past the end of the file. An image with more is not written to.
-const PAST_END_MAX: usize = 4096;
+/// Clusters of references that a check does not count. An image with more is not written to.
+const UNCOUNTED_MAX: usize = 4096;
 /// Windows start at multiples of this, so that every refcount block can be read from a whole byte on.
 const WINDOW_ALIGNMENT: u64 = 64;
 
@@ -86,7 +86,7 @@ pub(super) async fn survey<S: Storage>(storage: &S, header: &Header) -> Result<O
     }
     let mut ownership = survey.ownership;
     notes.sound()?;
-    for cluster in notes.past_end {
+    for cluster in notes.uncounted {
         ownership.doubt();
         ownership.pin(cluster);
         match ownership.owner(cluster) {
@@ -109,13 +109,21 @@ struct Notes {
     /// The first finding that leaves open which clusters are in use.
     fatal: Option<Finding>,
     doubt: bool,
-    /// Clusters that references past the end of the file touch.
-    past_end: Vec<u64>,
+    /// Clusters that references touch which a check does not count: past the end of the file, and compressed clusters that
+    /// cannot be.
+    uncounted: Vec<u64>,
 }
 
 impl Notes {
     fn new(layout: &Layout) -> Self {
-        Self { cluster_bits: layout.cluster_bits, fatal: None, doubt: false, past_end: Vec::new() }
+        Self { cluster_bits: layout.cluster_bits, fatal: None, doubt: false, uncounted: Vec::new() }
+    }
+
+    /// Notes a reference that a check does not count.
+    fn refer(&mut self, offset: u64, len: u64) {
+        let last = offset.saturating_add(len.saturating_sub(1));
+        let clusters = offset >> self.cluster_bits..=last >> self.cluster_bits;
+        self.uncounted.extend(clusters.take(UNCOUNTED_MAX + 1 - self.uncounted.len()));
     }
 
     /// Whether it is known which clusters are in use.
@@ -128,11 +136,11 @@ impl Notes {
             let kind = CorruptKind::WriteUnsafe { reason: reason.to_owned() };
             return Err(Corrupt::new(kind, structure(finding.structure)).at(finding.offset).into());
         }
-        if self.past_end.len() > PAST_END_MAX {
+        if self.uncounted.len() > UNCOUNTED_MAX {
             return Err(Error::LimitExceeded {
-                what: "references past the end of the file",
-                value: self.past_end.len() as u64,
-                limit: PAST_END_MAX as u64,
+                what: "references past the end of the file and the like",
+                value: self.uncounted.len() as u64,
+                limit: UNCOUNTED_MAX as u64,
             });
         }
         Ok(())
@@ -146,9 +154,15 @@ impl CheckObserver for Notes {
             Kind::PastEnd { offset, len }
                 if matches!(finding.structure, Structure::L2Table | Structure::BitmapTable) =>
             {
-                let last = offset.saturating_add(len.saturating_sub(1));
-                let clusters = offset >> self.cluster_bits..=last >> self.cluster_bits;
-                self.past_end.extend(clusters.take(PAST_END_MAX + 1 - self.past_end.len()));
+                self.refer(offset, len);
+                false
+            }
+            // A reader takes it for what it is.
+            Kind::CompressedWithBitmap { entry, .. } => {
+                let offset_bits = 62 - (self.cluster_bits - 8);
+                let offset = entry & ((1 << offset_bits) - 1);
+                let sectors = ((entry & (COMPRESSED - 1)) >> offset_bits) + 1;
+                self.refer(offset, sectors * SECTOR_LEN - offset % SECTOR_LEN);
                 false
             }
             Kind::PastEnd { .. }

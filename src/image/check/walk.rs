@@ -13,12 +13,12 @@ use crate::storage::Storage;
 /// Bits 9 to 55 of L1 and L2 entries.
 pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 const SUBCLUSTERS: u64 = 0xffff_ffff;
-const SECTOR_LEN: u64 = 512;
+pub(super) const SECTOR_LEN: u64 = 512;
 
 /// The totals, and who hears of each finding.
 pub(super) struct Tally<'a, O> {
