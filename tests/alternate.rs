@@ -292,7 +292,6 @@ fn assert_agree(image: &TestImage, model: &mut Model, turn: &str) {
 }
 
 #[test]
-#[ignore = "the engine does not write yet"]
 fn qemu_and_the_engine_write_in_turns() {
     let images = for_each_image(|image| {
         let info = image.info_json();
@@ -319,7 +318,6 @@ fn qemu_and_the_engine_write_in_turns() {
 }
 
 #[test]
-#[ignore = "the engine does not write yet"]
 fn qemu_and_the_engine_resize_in_turns() {
     for image in support::small_matrix() {
         let info = image.info_json();

@@ -1,4 +1,4 @@
-//! Images to damage: small, of different geometries, with snapshots, compressed clusters and a bitmap, made by QEMU.
+//! Images to damage: small, of different geometries, with a snapshot and compressed clusters, made by QEMU.
 
 use super::support::data::pattern_file;
 use super::support::qemu;
@@ -55,8 +55,5 @@ fn make(size: u64, options: &str) -> Tables {
     let packed_2 =
         packed.replacen(&(PACKED * size).to_string(), &((PACKED + 1) * size).to_string(), 1);
     io(&[write(REWRITTEN, 2, 7), write(FRESH, 2, 1), packed, packed_2, write(40, 2, 3)]);
-    if !options.contains("0.10") {
-        qemu::img(dir.path(), ["bitmap", "--add", "-f", "qcow2", "image.qcow2", "b"]);
-    }
     Tables { bytes: std::fs::read(&path).unwrap() }
 }

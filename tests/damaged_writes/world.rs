@@ -121,6 +121,7 @@ fn view(storage: &Arc<MemoryStorage>, piece: usize) -> Option<View> {
 /// What must be read: a view, and where it may be one of two.
 struct Expected {
     view: View,
+    piece: usize,
     /// Ranges of refused or failed requests, which may have the bytes of before or those that were asked for.
     either: Vec<(Range<u64>, Vec<u8>)>,
 }
@@ -146,8 +147,8 @@ impl Expected {
     }
 
     fn put(&mut self, offset: u64, data: &[u8]) {
+        let piece = self.piece;
         let disk = &mut self.view.disks[0];
-        let piece = disk_piece(disk);
         let mut at = offset as usize;
         let mut rest = data;
         while !rest.is_empty() {
@@ -159,7 +160,10 @@ impl Expected {
                 whole if start == 0 && (len == piece || len == rest.len()) => {
                     *whole = Some(rest[..len].to_vec());
                 }
-                None => panic!("a part of what cannot be read was written"),
+                None => {
+                    let from = at as u64;
+                    self.either.push((from..from + len as u64, rest[..len].to_vec()));
+                }
             }
             at += len;
             rest = &rest[len..];
@@ -169,7 +173,7 @@ impl Expected {
     fn assert_disk(&self, disk: &Disk, what: &dyn fmt::Debug) {
         let expected = &self.view.disks[0];
         assert_eq!(expected.len(), disk.len());
-        let piece = disk_piece(expected);
+        let piece = self.piece;
         for (index, (expected, found)) in expected.iter().zip(disk).enumerate() {
             if expected == found {
                 continue;
@@ -199,10 +203,6 @@ impl Expected {
             }
         }
     }
-}
-
-fn disk_piece(disk: &Disk) -> usize {
-    disk.iter().flatten().map(Vec::len).max().unwrap_or(usize::MAX)
 }
 
 /// What became of requests.
@@ -249,7 +249,7 @@ fn run(
 ) {
     let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
     let corruptions = before.corruptions;
-    let mut expected = Expected { view: before.clone(), either: Vec::new() };
+    let mut expected = Expected { view: before.clone(), piece, either: Vec::new() };
     let mut options = OpenOptions::default();
     options.write = Some(WriteOptions::default());
     block_on(async {
@@ -281,7 +281,7 @@ fn run(
         if !flushed {
             // What was not flushed may be lost.
             for op in ops {
-                expected.either.push((op.range(), part(&before.disks[0], op)));
+                expected.either.push((op.range(), part(&before.disks[0], piece, op)));
             }
         }
     });
@@ -298,8 +298,8 @@ fn run(
 }
 
 /// The bytes of an operation's range; zeros where they cannot be read.
-fn part(disk: &Disk, op: &Op) -> Vec<u8> {
-    let piece = disk_piece(disk) as u64;
+fn part(disk: &Disk, piece: usize, op: &Op) -> Vec<u8> {
+    let piece = piece as u64;
     op.range()
         .map(|at| {
             let bytes = disk[(at / piece) as usize].as_ref();
