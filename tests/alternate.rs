@@ -118,6 +118,8 @@ impl Change {
         let align = choices.below(2) == 0 || kind == Kind::Compressed;
         let range = if align {
             let start = offset / cluster_size * cluster_size;
+            // Compressed ones by one: of several, some may be refused.
+            let len = if kind == Kind::Compressed { cluster_size } else { len };
             start..(start + len.next_multiple_of(cluster_size)).min(size)
         } else {
             offset..offset + len
@@ -311,7 +313,8 @@ fn qemu_and_the_engine_write_in_turns() {
         for snapshot in &image.snapshots {
             let name = image.name();
             let bytes = support::images::snapshot_bytes(image.dir.path(), name, &snapshot.name);
-            snapshot.assert_reads(&image.description, &bytes, 0);
+            // With the size that the disk has now.
+            snapshot.assert_reads(&image.description, &bytes[..snapshot.reference.len()], 0);
         }
     });
     assert!(images > 150, "{images} images");
