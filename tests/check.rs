@@ -6,9 +6,7 @@
 
 mod support;
 
-use std::io::{Read, Seek};
 use std::path::Path;
-use std::process::{Command, Output};
 
 use cowshed::image::check::{
     CheckOptions, CheckReport, Finding, FindingClass, FindingKind, check_storage,
@@ -16,7 +14,8 @@ use cowshed::image::check::{
 use cowshed::storage::MemoryStorage;
 use futures::executor::block_on;
 use serde_json::Value;
-use support::{Case, TestImage, cases, qemu};
+use support::mutants::{Random, Tables, mutate, victims};
+use support::{Case, cases, qemu};
 
 /// What `qemu-img check` says.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,7 +32,7 @@ fn qemu_verdict(path: &Path) -> Verdict {
     // A data file's name is relative to the folder that the program runs in.
     command.current_dir(path.parent().unwrap());
     command.args(["check", "-f", "qcow2", "--output=json"]).arg(path);
-    let Some(output) = output_within(&mut command, std::time::Duration::from_secs(10)) else {
+    let Some(output) = qemu::output_within(&mut command, std::time::Duration::from_secs(10)) else {
         return Verdict { exit_code: -1, totals: None, said: "it does not end".to_owned() };
     };
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -52,37 +51,6 @@ fn qemu_verdict(path: &Path) -> Verdict {
     });
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     Verdict { exit_code: output.status.code().unwrap_or(-1), totals, said }
-}
-
-/// Runs a command to its end, or kills it when the time is over.
-fn output_within(command: &mut Command, time: std::time::Duration) -> Option<Output> {
-    let mut said = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
-    let [stdout, stderr] = &said;
-    command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
-    let mut child = command.spawn().unwrap_or_else(|_| {
-        // Says how to install it.
-        qemu::output(command);
-        unreachable!("it could not be started before")
-    });
-    let start = std::time::Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if start.elapsed() > time {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            return None;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    };
-    let [stdout, stderr] = said.each_mut().map(|file| {
-        let mut bytes = Vec::new();
-        file.rewind().unwrap();
-        file.read_to_end(&mut bytes).unwrap();
-        bytes
-    });
-    Some(Output { status, stdout, stderr })
 }
 
 fn ours(bytes: Vec<u8>) -> cowshed::Result<(CheckReport, Vec<Finding>)> {
@@ -156,167 +124,6 @@ fn small_windows_find_the_same_as_one() {
         findings
     };
     assert_eq!(sorted(wide), sorted(narrow));
-}
-
-/// Images whose metadata is mutated: one of each kind of structure.
-fn victims() -> Vec<TestImage> {
-    let mut kinds: Vec<Case> = Vec::new();
-    let all = cases();
-    let mut take = |wanted: &dyn Fn(&Case) -> bool| {
-        kinds.push(*all.iter().find(|case| wanted(case)).expect("a case of this kind"));
-    };
-    use support::matrix::{Compression, DataFile};
-    for cluster_size in [512, 4096, 64 << 10] {
-        take(&|c| {
-            c.cluster_size == cluster_size && c.version == 2 && c.compression == Compression::Zlib
-        });
-        take(&|c| c.cluster_size == cluster_size && c.version == 3 && c.snapshots == 2);
-        take(&|c| c.cluster_size == cluster_size && c.refcount_bits == 1);
-        take(&|c| c.cluster_size == cluster_size && c.refcount_bits == 64);
-    }
-    take(&|c| c.refcount_bits == 2 && c.cluster_size == 4096);
-    take(&|c| c.refcount_bits == 8 && c.cluster_size == 512);
-    take(&|c| c.refcount_bits == 32 && c.cluster_size == 512);
-    take(&|c| c.extended_l2 && c.compression == Compression::Zlib);
-    take(&|c| c.extended_l2 && c.snapshots == 0 && c.data_file == DataFile::Internal);
-    take(&|c| c.data_file == DataFile::External && c.cluster_size == 4096);
-    support::images(kinds).collect()
-}
-
-/// The tables of an image, found by the specification's offsets and nothing of ours.
-struct Tables<'a> {
-    bytes: &'a [u8],
-    cluster_size: u64,
-    refcount_bits: u64,
-}
-
-impl<'a> Tables<'a> {
-    fn of(bytes: &'a [u8]) -> Self {
-        let version = be(bytes, 4, 4);
-        Self {
-            bytes,
-            cluster_size: 1 << be(bytes, 20, 4),
-            refcount_bits: if version == 2 { 16 } else { 1 << be(bytes, 96, 4) },
-        }
-    }
-
-    fn clusters(&self) -> u64 {
-        (self.bytes.len() as u64).div_ceil(self.cluster_size)
-    }
-
-    /// Places of the words of the tables: L1, L2, refcount table, refcount blocks, snapshot table and its L1s.
-    fn words(&self) -> Vec<(&'static str, usize)> {
-        let mut words = Vec::new();
-        let mut l1s = vec![("L1", be(self.bytes, 40, 8), be(self.bytes, 36, 4))];
-        let mut at = be(self.bytes, 64, 8);
-        for _ in 0..be(self.bytes, 60, 4) {
-            let place = at as usize;
-            l1s.push(("snapshot L1", be(self.bytes, place, 8), be(self.bytes, place + 8, 4)));
-            words.push(("snapshot", place));
-            words.push(("snapshot", place + 8));
-            let len = 40
-                + be(self.bytes, place + 36, 4)
-                + be(self.bytes, place + 12, 2)
-                + be(self.bytes, place + 14, 2);
-            at = (at + len).next_multiple_of(8);
-        }
-        let mut l2s = Vec::new();
-        for (name, offset, entries) in l1s {
-            for index in 0..entries {
-                let place = (offset + index * 8) as usize;
-                words.push((name, place));
-                l2s.push(be(self.bytes, place, 8) & 0x00ff_ffff_ffff_fe00);
-            }
-        }
-        l2s.sort_unstable();
-        l2s.dedup();
-        for l2 in l2s.into_iter().filter(|l2| *l2 != 0) {
-            words.extend((0..self.cluster_size / 8).map(|i| ("L2", (l2 + i * 8) as usize)));
-        }
-        for (index, block) in self.refcount_blocks().into_iter().enumerate() {
-            words.push(("refcount table", be(self.bytes, 48, 8) as usize + index * 8));
-            if block != 0 {
-                words.extend(
-                    (0..self.cluster_size / 8).map(|i| ("block", (block + i * 8) as usize)),
-                );
-            }
-        }
-        words.retain(|(_, place)| place + 8 <= self.bytes.len());
-        words
-    }
-
-    fn refcount_blocks(&self) -> Vec<u64> {
-        let (table, clusters) = (be(self.bytes, 48, 8), be(self.bytes, 56, 4));
-        (0..clusters * self.cluster_size / 8)
-            .map(|index| be(self.bytes, (table + index * 8) as usize, 8))
-            .collect()
-    }
-
-    /// Where a refcount of 16 bits stands.
-    fn refcount_at(&self, cluster: u64) -> Option<usize> {
-        assert_eq!(self.refcount_bits, 16);
-        let entries = self.cluster_size / 2;
-        let block = *self.refcount_blocks().get((cluster / entries) as usize)?;
-        (block != 0).then_some((block + cluster % entries * 2) as usize)
-    }
-}
-
-fn be(bytes: &[u8], at: usize, len: usize) -> u64 {
-    bytes[at..at + len].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-}
-
-/// xorshift: all that choosing needs.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-}
-
-/// Changes one number of the metadata, and says which and how.
-fn mutate(bytes: &mut [u8], random: &mut Random) -> String {
-    let tables = Tables::of(bytes);
-    let words = tables.words();
-    let kinds = ["L1", "L2", "refcount table", "block", "snapshot", "snapshot L1"];
-    let (name, place) = loop {
-        // A structure first, so that the few words of the small ones are met; then mostly one that says something.
-        let kind = kinds[random.below(kinds.len())];
-        let of_kind: Vec<_> = words.iter().filter(|(name, _)| *name == kind).collect();
-        let used: Vec<_> =
-            of_kind.iter().copied().filter(|(_, place)| be(bytes, *place, 8) != 0).collect();
-        let from = if random.below(4) > 0 && !used.is_empty() { used } else { of_kind };
-        if !from.is_empty() {
-            break *from[random.below(from.len())];
-        }
-    };
-    let old = be(bytes, place, 8);
-    let cluster_size = tables.cluster_size;
-    let end = tables.clusters();
-    let other = words[random.below(words.len())].1;
-    let new = match random.below(12) {
-        0 => old ^ (1 << random.below(64)),
-        1 => old ^ (1 << 63),
-        2 => old ^ (1 << 62),
-        3 => old ^ 1,
-        4 => 0,
-        5 => old.wrapping_add(cluster_size),
-        6 => old.wrapping_sub(cluster_size),
-        7 => (old & (1 << 63)) | (random.next() % (end + 2) * cluster_size),
-        8 => be(bytes, other, 8),
-        9 => old ^ (1 << (9 + random.below(12))),
-        10 => (old & !0x00ff_ffff_ffff_fe00) | ((end + random.next() % 4) * cluster_size),
-        _ => random.next(),
-    };
-    bytes[place..place + 8].copy_from_slice(&new.to_be_bytes());
-    format!("{name} word at {place:#x}: {old:#x} -> {new:#x}")
 }
 
 /// Why we may say something else than QEMU; `None` if we may not.

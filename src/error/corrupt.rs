@@ -124,6 +124,7 @@ kinds! {
             "writing could destroy what the image holds, repair it first: {reason}",
         "invalid-write" InvalidWrite { on: &'static str, with: &'static str } =>
             "Preventing invalid write on {on} (overlaps with {with})",
+        "dirty-not-repaired" DirtyNotRepaired => "could not repair dirty image",
         "chain-loop" ChainLoop { depth: usize } => "layer {depth} is the same file as a layer above it",
     }
 }

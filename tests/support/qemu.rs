@@ -3,6 +3,7 @@
 //! `QEMU_IMG` and `QEMU_IO` name other builds of the tools than those on `PATH`.
 
 use std::ffi::OsStr;
+use std::io::{Read as _, Seek as _};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -38,6 +39,41 @@ pub fn output(command: &mut Command) -> Output {
             command.get_program()
         )
     })
+}
+
+/// Runs a command to its end, or kills it when the time is over.
+///
+/// # Panics
+///
+/// As [`output`].
+pub fn output_within(command: &mut Command, time: std::time::Duration) -> Option<Output> {
+    let mut said = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+    let [stdout, stderr] = &said;
+    command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+    let mut child = command.spawn().unwrap_or_else(|_| {
+        // Says how to install it.
+        output(command);
+        unreachable!("it could not be started before")
+    });
+    let start = std::time::Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > time {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return None;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    };
+    let [stdout, stderr] = said.each_mut().map(|file| {
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    Some(Output { status, stdout, stderr })
 }
 
 /// Runs a command that must succeed, and returns what it printed.

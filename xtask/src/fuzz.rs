@@ -41,7 +41,11 @@ pub(crate) fn run_target(target: &str, seconds: u32) -> Result<()> {
         "-print_funcs=0",
         "-print_final_stats=1",
         // A whole image, or some entries of a table.
-        if target == "image" { "-max_len=98304" } else { "-max_len=4096" },
+        if ["image", "check_repair"].contains(&target) {
+            "-max_len=98304"
+        } else {
+            "-max_len=4096"
+        },
         &format!("-max_total_time={seconds}"),
     ]);
     run(&mut fuzz)

@@ -1,10 +1,13 @@
-//! `check`: is the metadata consistent? Read-only so far.
+//! `check`: is the metadata consistent? With `-r` it is made so.
 
 use std::io::{self, Write as _};
 
 use clap::{ArgMatches, Command};
-use cowshed::image::Format;
-use cowshed::image::check::{CheckObserver, CheckOptions, CheckReport, Finding, check_storage};
+use cowshed::image::check::{
+    CheckObserver, CheckOptions, CheckReport, Finding, Repair, RepairReport, RepairStep,
+    check_storage, repair_storage,
+};
+use cowshed::image::{Format, WriteOptions};
 
 use crate::cli::Session;
 use crate::escape;
@@ -28,9 +31,9 @@ const NOT_SUPPORTED: u8 = 63;
 /// Its options.
 pub(crate) fn command() -> Command {
     Command::new(NAME)
-        .about("Check the metadata of an image: refcounts, tables, snapshots, bitmaps")
+        .about("Check and repair the metadata of an image: refcounts, tables, snapshots, bitmaps")
         .arg(options::format("format"))
-        .arg(options::value("repair", 'r', "repair", "leaks|all").help("Not supported yet: repair what is found"))
+        .arg(options::value("repair", 'r', "repair", "leaks|all").help("Repair leaks, or all that is found; what was there before is lost"))
         .arg(options::value("cache", 'T', "cache", "MODE").help("Cache mode, as QEMU names them (default: writeback)"))
         .arg(
             options::long_value("memory", "memory", "SIZE")
@@ -49,11 +52,15 @@ pub(crate) fn command() -> Command {
 
 /// Runs it.
 pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Failure> {
-    let repair = options::text(matches, "repair");
-    if let Some(other) = repair.filter(|what| !["leaks", "all"].contains(what)) {
-        let message = format!("--repair (-r) expects 'leaks' or 'all' not '{other}'");
-        return Err(Failure::usage(Some(NAME), message));
-    }
+    let repair = match options::text(matches, "repair") {
+        None => None,
+        Some("leaks") => Some(Repair::Leaks),
+        Some("all") => Some(Repair::All),
+        Some(other) => {
+            let message = format!("--repair (-r) expects 'leaks' or 'all' not '{other}'");
+            return Err(Failure::usage(Some(NAME), message));
+        }
+    };
     let output = Output::from_matches(NAME, matches)?;
     let memory = options::bytes(matches, "memory", "memory", 0..=SIZE_MAX)?;
     let [name] = options::file_names(NAME, matches, "one image file name")?;
@@ -61,10 +68,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     if !options::is_cache_mode(cache) {
         return Err(Failure::message(format!("Invalid source cache option: {cache}")));
     }
-    if repair.is_some() {
-        return Err(Failure::image(&name, "", "cannot be repaired: images are only read so far"));
-    }
     let opening = open::Opening::from_matches(matches, session.persona, "format")?;
+    let opening =
+        if repair.is_some() { opening.writable(WriteOptions::default()) } else { opening };
     let quiet = matches.get_flag("quiet");
 
     open::block_on(async {
@@ -79,14 +85,33 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         }
         let asked_for = matches.get_flag("progress") && !quiet;
         let mut observer = Observer { progress: Progress::new(asked_for, 1.0)?, result: Ok(()) };
-        let report = check_storage(&source.storage, &options, &mut observer).await;
-        observer.result?;
-        observer.progress.end()?;
-        let report = report.map_err(|error| Failure::open(&name, open::reason(&error)))?;
+        let failed = |error| Failure::open(&name, open::reason(&error));
+        let mut done = match repair {
+            Some(what) => {
+                let repaired = repair_storage(&source.storage, what, &options, &mut observer).await;
+                let repaired = repaired.map_err(failed)?;
+                if repaired.gave_up {
+                    return Err(Failure::message("Check failed: Input/output error"));
+                }
+                repaired
+            }
+            None => RepairReport::default(),
+        };
+        if repair.is_none() || done.corruptions_fixed > 0 || done.leaks_fixed > 0 {
+            if repair.is_some() && !quiet && output == Output::Human {
+                print_repaired(session, &done)?;
+                session.out.flush()?;
+            }
+            let report = check_storage(&source.storage, &options, &mut observer).await;
+            observer.result?;
+            observer.progress.end()?;
+            done.check = report.map_err(failed)?;
+        }
+        let report = &done.check;
         if !quiet {
             match output {
-                Output::Human => print_human(session, &report)?,
-                Output::Json => writeln!(session.out, "{}", json(&name, &report).pretty())?,
+                Output::Human => print_human(session, report)?,
+                Output::Json => writeln!(session.out, "{}", json(&name, &done).pretty())?,
             }
         }
         if report.check_errors > 0 {
@@ -111,12 +136,25 @@ impl CheckObserver for Observer {
         warn(&escape::terminal(finding.to_string().as_bytes()));
     }
 
+    fn step(&mut self, step: &RepairStep) {
+        warn(&escape::terminal(step.to_string().as_bytes()));
+    }
+
     fn progress(&mut self, done: u64, total: u64) {
         self.progress.start(total);
         if let Err(error) = self.progress.set(done) {
             self.result = Err(error);
         }
     }
+}
+
+fn print_repaired(session: &mut Session, done: &RepairReport) -> io::Result<()> {
+    writeln!(
+        session.out,
+        "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+         Double checking the fixed image now...",
+        done.leaks_fixed, done.corruptions_fixed
+    )
 }
 
 fn print_human(session: &mut Session, report: &CheckReport) -> io::Result<()> {
@@ -164,8 +202,9 @@ fn percent(part: u64, whole: u64) -> f64 {
     100.0 * part as f64 / whole as f64
 }
 
-fn json(name: &std::ffi::OsStr, report: &CheckReport) -> Json {
+fn json(name: &std::ffi::OsStr, done: &RepairReport) -> Json {
     use std::os::unix::ffi::OsStrExt as _;
+    let report = &done.check;
     let mut members = vec![
         ("filename", Json::text(name.as_bytes())),
         ("format", Json::text("qcow2")),
@@ -176,6 +215,8 @@ fn json(name: &std::ffi::OsStr, report: &CheckReport) -> Json {
         ("image-end-offset", report.image_end_offset),
         ("corruptions", report.corruptions),
         ("leaks", report.leaks),
+        ("corruptions-fixed", done.corruptions_fixed),
+        ("leaks-fixed", done.leaks_fixed),
         ("total-clusters", report.total_clusters),
         ("allocated-clusters", report.allocated_clusters),
         ("fragmented-clusters", report.fragmented_clusters),

@@ -1,21 +1,16 @@
-//! References against refcounts, and copied flags against refcounts.
+//! References against refcounts.
 //!
-//! QEMU's qcow2-refcount.c: check_refblocks, compare_refcounts, check_oflag_copied.
+//! QEMU's qcow2-refcount.c: check_refblocks, compare_refcounts.
 
 use std::ops::Range;
 
 use super::counts::{Cell, Shared};
-use super::cover::{Segment, Tables};
-use super::refcounts::{BLOCK_OFFSET_MASK, Memory, Refcounts, Run, TABLE_RESERVED, refcount};
-use super::report::{CheckObserver, FindingKind, Structure};
+use super::refcounts::{BLOCK_OFFSET_MASK, Refcounts, Run, TABLE_RESERVED, refcount};
+use super::report::{CheckObserver, FindingKind, RepairStep, Structure};
 use super::source::{Piece, Source};
-use super::walk::{COPIED, OFFSET_MASK, Pass, words};
+use super::walk::{Pass, words};
 use crate::error::Result;
 use crate::storage::Storage;
-
-/// Copied flags whose refcounts are looked up one by one: those of clusters past the end of the file, and of clusters
-/// with very many references.
-const LOOKUPS_MAX: usize = 128 << 10;
 
 /// What a comparison of a window tells.
 #[derive(Default)]
@@ -42,15 +37,27 @@ impl<C: Cell, O: CheckObserver> Pass<'_, '_, C, O> {
         source
             .each(pieces, |at, bytes, ()| {
                 for (place, entry) in (at..).step_by(8).zip(words(bytes)) {
-                    match self.refcount_block(entry, (place - start) / 8) {
+                    let index = (place - start) / 8;
+                    match self.refcount_block(entry, index) {
                         Ok(Some(cluster)) => {
                             let structure = Structure::RefcountBlock;
                             let offset = entry & BLOCK_OFFSET_MASK;
                             self.counts.mark(cluster, Shared { structure, offset });
+                            if self.first && cluster >= self.layout.clusters {
+                                let kind = FindingKind::RefcountBlockOutside { index };
+                                self.tally.repaired(kind, Structure::RefcountTable, place);
+                                if let Some(mending) = &mut self.tally.mending {
+                                    mending.rebuild = true;
+                                }
+                            }
                         }
                         Ok(None) => {}
                         Err(kind) if self.first => {
+                            let outside = matches!(kind, FindingKind::RefcountBlockOutside { .. });
                             self.tally.found(kind, Structure::RefcountTable, place, 1);
+                            if outside && self.tally.mending.as_ref().is_some_and(|m| m.all) {
+                                self.tally.observer.step(&RepairStep::ResizeFailed);
+                            }
                         }
                         Err(_) => {}
                     }
@@ -71,7 +78,7 @@ impl<C: Cell, O: CheckObserver> Pass<'_, '_, C, O> {
             Err(FindingKind::RefcountTableReserved { index })
         } else if !self.layout.is_aligned(offset) {
             Err(FindingKind::RefcountBlockUnaligned { index })
-        } else if cluster >= self.layout.clusters {
+        } else if cluster >= self.layout.clusters.max(self.layout.grown_clusters) {
             Err(FindingKind::RefcountBlockOutside { index })
         } else {
             Ok((offset != 0).then_some(cluster))
@@ -100,12 +107,17 @@ impl<C: Cell, O: CheckObserver> Pass<'_, '_, C, O> {
                     }
                     let offset = entry & BLOCK_OFFSET_MASK;
                     let missing = self.layout.missing(&(offset..offset + self.layout.cluster_size));
-                    if missing > 0 {
+                    if missing > 0 && cluster < self.layout.clusters {
                         let kind = FindingKind::CutShort { missing };
                         self.tally.found(kind, Structure::RefcountBlock, offset, 1);
                     }
                     self.counts.add(cluster, 1);
-                    let references = self.counts.count_of(cluster).min(self.layout.refcount_max);
+                    let references = self.counts.count_of(cluster);
+                    if let Some(mending) = &mut self.tally.mending {
+                        // Whatever the width of refcounts: nothing is written over something else.
+                        mending.rebuild |= references > 1;
+                    }
+                    let references = references.min(self.layout.refcount_max);
                     if references != 1 {
                         let kind = FindingKind::RefcountBlockShared { index, references };
                         self.tally.found(kind, Structure::RefcountTable, place, 1);
@@ -126,6 +138,9 @@ impl<C: Cell, O: CheckObserver> Pass<'_, '_, C, O> {
         clusters: Range<u64>,
     ) -> Result<Compared> {
         let mut compared = Compared::default();
+        if let Some(mending) = &mut self.tally.mending {
+            mending.take_shared(&self.counts, self.layout);
+        }
         let order = self.layout.refcount_order;
         refcounts
             .each(clusters, |run, entries| match entries {
@@ -214,164 +229,5 @@ impl<C: Cell, O: CheckObserver> Pass<'_, '_, C, O> {
             self.counts.unshare(cluster);
         }
         self.tally.found(kind, Structure::RefcountBlock, offset, 1);
-    }
-
-    /// Reads the active tables again, and says which copied flags do not agree with the refcounts of this window's
-    /// clusters; in the last window, of those past the end of the file too.
-    ///
-    /// # Errors
-    /// The storage's.
-    pub(super) async fn copied_flags<S: Storage>(
-        mut self,
-        refcounts: &Refcounts<'_, '_, S>,
-        l1: &[Segment],
-        tables_max: usize,
-        last: bool,
-    ) -> Result<()> {
-        let order = self.layout.refcount_order;
-        self.counts.clear();
-        let window = self.counts.first..self.counts.first + self.counts.cells.len() as u64;
-        refcounts
-            .each(window, |run, entries| {
-                let within = self.counts.within(&run);
-                for cluster in within {
-                    // OK to cast: within the window, which is in memory.
-                    #[allow(clippy::cast_possible_truncation)]
-                    let index = (cluster - self.counts.first) as usize;
-                    match &entries {
-                        Run::Zero => {}
-                        Run::Unknown => self.counts.cells[index] = C::METADATA,
-                        Run::Entries(bytes) => {
-                            self.counts.set(index, refcount(bytes, order, cluster - run.start));
-                        }
-                    }
-                }
-            })
-            .await?;
-        let mut flags = Flags { pass: self, last, later: Vec::new() };
-        let source = refcounts.source;
-        let active = || l1.iter().filter(|segment| segment.weight.active > 0);
-        let mut from = 0;
-        loop {
-            let mut tables = Tables::new(from, tables_max);
-            let pieces = active()
-                .map(|segment| Piece { range: segment.range.clone(), what: segment.weight });
-            source
-                .each(pieces, |at, bytes, weight| {
-                    for (place, entry) in (at..).step_by(8).zip(words(bytes)) {
-                        let offset = entry & OFFSET_MASK;
-                        if offset == 0 {
-                            continue;
-                        }
-                        if from == 0 {
-                            flags.compare(place, entry, weight.active, true);
-                        }
-                        if offset < flags.pass.layout.file_len {
-                            tables.add(offset, *weight);
-                        }
-                    }
-                })
-                .await?;
-            tables.sort();
-            let len = flags.pass.layout.cluster_size;
-            let pieces = tables
-                .segments(len)
-                .map(|segment| Piece { range: segment.range, what: segment.weight.active });
-            if !flags.pass.layout.data_file {
-                source.each(pieces, |at, bytes, times| flags.table(at, bytes, *times)).await?;
-            }
-            match tables.limit() {
-                Some(limit) => from = limit,
-                None => break,
-            }
-        }
-        flags.look_up(refcounts).await
-    }
-}
-
-/// A copied flag to compare when the refcount is known.
-struct Later {
-    cluster: u64,
-    place: u64,
-    entry: u64,
-    times: u64,
-    is_l1: bool,
-}
-
-struct Flags<'p, 't, C, O> {
-    pass: Pass<'p, 't, C, O>,
-    last: bool,
-    later: Vec<Later>,
-}
-
-impl<C: Cell, O: CheckObserver> Flags<'_, '_, C, O> {
-    fn table(&mut self, at: u64, bytes: &[u8], times: u64) {
-        let layout = self.pass.layout;
-        let entry_len = layout.l2_entry_len;
-        let step = if layout.extended_l2 { 2 } else { 1 };
-        for (n, entry) in words(bytes).enumerate().step_by(step) {
-            let place = at + n as u64 * 8;
-            debug_assert_eq!((place - at) % entry_len, 0);
-            if entry & OFFSET_MASK != 0 && entry & (1 << 62) == 0 {
-                self.compare(place, entry, times, false);
-            }
-        }
-    }
-
-    fn compare(&mut self, place: u64, entry: u64, times: u64, is_l1: bool) {
-        let layout = self.pass.layout;
-        let cluster = (entry & OFFSET_MASK) >> layout.cluster_bits;
-        let counts = &self.pass.counts;
-        let cell = cluster
-            .checked_sub(counts.first)
-            .and_then(|index| usize::try_from(index).ok())
-            .and_then(|index| counts.cells.get(index));
-        let later = Later { cluster, place, entry, times, is_l1 };
-        match cell {
-            Some(cell) if cell.has(C::METADATA) => {}
-            Some(cell) if cell.bits() & C::COUNT == C::COUNT => {
-                if self.later.len() < LOOKUPS_MAX {
-                    self.later.push(later);
-                } else {
-                    self.found(&later, C::COUNT);
-                }
-            }
-            Some(cell) => self.found(&later, cell.bits() & C::COUNT),
-            None if self.last && cluster >= layout.cells => {
-                if self.later.len() < LOOKUPS_MAX {
-                    self.later.push(later);
-                } else {
-                    let skipped = &mut self.pass.tally.report.flags_skipped;
-                    *skipped = skipped.saturating_add(times);
-                }
-            }
-            None => {}
-        }
-    }
-
-    fn found(&mut self, flag: &Later, refcount: u64) {
-        let Later { place, entry, times, is_l1, .. } = *flag;
-        if (refcount == 1) == (entry & COPIED != 0) {
-            return;
-        }
-        let (kind, structure) = if is_l1 {
-            let index = place.saturating_sub(self.pass.layout.l1_table.start) / 8;
-            (FindingKind::L1Copied { index, entry, refcount }, Structure::L1Table)
-        } else {
-            (FindingKind::DataCopied { entry, refcount }, Structure::L2Table)
-        };
-        self.pass.tally.found(kind, structure, place, times);
-    }
-
-    async fn look_up<S: Storage>(mut self, refcounts: &Refcounts<'_, '_, S>) -> Result<()> {
-        let mut later = std::mem::take(&mut self.later);
-        later.sort_unstable_by_key(|flag| (flag.cluster, flag.place));
-        let mut memory = Memory::default();
-        for flag in later {
-            if let Some(refcount) = refcounts.of(flag.cluster, &mut memory).await? {
-                self.found(&flag, refcount);
-            }
-        }
-        Ok(())
     }
 }

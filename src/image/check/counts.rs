@@ -188,6 +188,11 @@ impl<C: Cell> Counts<C> {
         self.index(cluster).map_or(0, |index| self.count(index))
     }
 
+    /// The shared clusters, and whether there are more than these.
+    pub(super) fn shared(&self) -> (&BTreeMap<u64, Shared>, bool) {
+        (&self.shared, self.shared.len() >= self.shared_max)
+    }
+
     /// Forgets that a cluster is shared.
     pub(super) fn unshare(&mut self, cluster: u64) {
         self.shared.remove(&cluster);

@@ -18,9 +18,11 @@ use crate::format::limits::{
 use crate::storage::Storage;
 
 /// Length of the fixed part of a snapshot table entry.
-const SNAPSHOT_LEN: usize = 40;
+pub(super) const SNAPSHOT_LEN: usize = 40;
 /// Extra data that version 3 demands: the large VM state size and the disk size.
-const SNAPSHOT_EXTRA_LEN_V3: u32 = 16;
+pub(super) const SNAPSHOT_EXTRA_LEN_V3: u32 = 16;
+/// How far into a snapshot table with too much extra data a repair looks, as in QEMU.
+pub(super) const LONG_TABLE_LEN_MAX: u64 = 0x7fff_ffff;
 /// Length of the fixed part of a bitmap directory entry.
 const BITMAP_LEN: usize = 24;
 /// Bits 9 to 55 of a bitmap table entry.
@@ -43,6 +45,8 @@ pub(super) struct Inventory {
     pub(super) l1: Vec<Segment>,
     /// The bitmaps' tables.
     bitmap_tables: Vec<Segment>,
+    /// Clusters of tables that are read as far as the file has them, and not counted because they end behind it.
+    pub(super) uncounted: Vec<Range<u64>>,
 }
 
 /// Collects ranges, and reports those that the file does not have.
@@ -114,12 +118,21 @@ impl Inventory {
         let mut l1 = vec![(layout.l1_table.clone(), Weight::ACTIVE)];
         l1.extend(snapshots.iter().map(|range| (range.clone(), Weight::OTHER)));
         let mut clusters = Vec::new();
+        let mut uncounted = Vec::new();
         for (structure, ranges) in
             [(Structure::SnapshotL1Table, &snapshots), (Structure::BitmapTable, &bitmaps)]
         {
             let counted: Vec<_> = ranges
                 .iter()
-                .filter(|range| collector.is_counted(structure, range))
+                .filter(|range| {
+                    let is_counted = collector.is_counted(structure, range);
+                    let file_end = layout.file_len.max(range.start);
+                    let there = layout.clusters_of(range.start, file_end - range.start);
+                    if !is_counted && !there.is_empty() && !range.is_empty() {
+                        uncounted.push((there, Weight::OTHER));
+                    }
+                    is_counted
+                })
                 .map(|range| {
                     (layout.clusters_of(range.start, range.end - range.start), Weight::OTHER)
                 })
@@ -127,7 +140,19 @@ impl Inventory {
             clusters.extend(segments(&counted).into_iter().map(|segment| (structure, segment)));
         }
         let tables: Vec<_> = bitmaps.into_iter().map(|range| (range, Weight::OTHER)).collect();
-        Ok(Self { regions, clusters, l1: segments(&l1), bitmap_tables: segments(&tables) })
+        Ok(Self {
+            regions,
+            clusters,
+            l1: segments(&l1),
+            bitmap_tables: segments(&tables),
+            uncounted: segments(&uncounted).into_iter().map(|segment| segment.range).collect(),
+        })
+    }
+
+    /// Whether a cluster is read as a part of a table that is not counted.
+    pub(super) fn reads_uncounted(&self, cluster: u64) -> bool {
+        let before = self.uncounted.partition_point(|range| range.end <= cluster);
+        self.uncounted.get(before).is_some_and(|range| range.contains(&cluster))
     }
 }
 
@@ -231,7 +256,8 @@ async fn load_snapshots<S: Storage, O: CheckObserver>(
         collector.tally.found(kind, Structure::SnapshotTable, start, 1);
     }
     let mut tables = Vec::new();
-    let mut stream = Stream::new(source, start..start.saturating_add(SNAPSHOT_TABLE_LEN_BYTES_MAX));
+    let len_max = if layout.long_extra { LONG_TABLE_LEN_MAX } else { SNAPSHOT_TABLE_LEN_BYTES_MAX };
+    let mut stream = Stream::new(source, start..start.saturating_add(len_max));
     let mut end = start;
     for index in 0..count {
         stream.skip(end.next_multiple_of(8) - stream.offset());
@@ -246,7 +272,7 @@ async fn load_snapshots<S: Storage, O: CheckObserver>(
             break;
         };
         let extra_len = be32(&fields, 36);
-        if extra_len > SNAPSHOT_EXTRA_LEN_BYTES_MAX {
+        if extra_len > SNAPSHOT_EXTRA_LEN_BYTES_MAX && !layout.long_extra {
             let reason = format!(
                 "Too much extra metadata in snapshot table entry {index}: {extra_len} bytes exceed the limit of \
                  {SNAPSHOT_EXTRA_LEN_BYTES_MAX}"
@@ -257,9 +283,10 @@ async fn load_snapshots<S: Storage, O: CheckObserver>(
         let (id_len, name_len) = (be16(&fields, 12), be16(&fields, 14));
         let names = SNAPSHOT_LEN as u64 + u64::from(extra_len);
         let len = names + u64::from(id_len) + u64::from(name_len);
-        let entry = stream.peek(len).await?;
         end = at + len;
-        if (entry.len() as u64) < len {
+        stream.skip(names);
+        let entry = stream.peek(len - names).await?;
+        if (entry.len() as u64) < len - names {
             let reason = format!(
                 "entry {index} at {at:#x} ends at {end:#x}, behind the end of the file at {:#x}",
                 layout.file_len
@@ -267,10 +294,10 @@ async fn load_snapshots<S: Storage, O: CheckObserver>(
             collector.broken_snapshots(at, reason);
             break;
         }
-        let (_, names) = entry.split_at(usize::try_from(names).unwrap_or(0).min(entry.len()));
-        let (id, name) = names.split_at(usize::from(id_len).min(names.len()));
+        let (id, name) = entry.split_at(usize::from(id_len).min(entry.len()));
         let table = Structure::SnapshotTable;
-        if layout.version_3 && extra_len < SNAPSHOT_EXTRA_LEN_V3 {
+        // A repair has looked at that before.
+        if layout.version_3 && extra_len < SNAPSHOT_EXTRA_LEN_V3 && !layout.long_extra {
             collector.tally.found(FindingKind::SnapshotIncomplete { index }, table, at, 1);
         }
         let (offset, entries) = (be64(&fields, 0), be32(&fields, 8));
@@ -286,7 +313,7 @@ async fn load_snapshots<S: Storage, O: CheckObserver>(
         } else {
             tables.push(offset..offset.saturating_add(l1_len));
         }
-        if end - start > SNAPSHOT_TABLE_LEN_BYTES_MAX {
+        if end - start > len_max {
             let reason = format!("it exceeds the limit of {SNAPSHOT_TABLE_LEN_BYTES_MAX} bytes");
             collector.broken_snapshots(at, reason);
             break;

@@ -20,6 +20,11 @@ pub(super) struct Layout {
     pub(super) clusters: u64,
     /// Clusters that can be referred to: one more, for what reaches over the end of the file by less than a cluster.
     pub(super) cells: u64,
+    /// Clusters that the file would have if it were extended to the refcount blocks past its end; 0 unless a repair
+    /// thinks of that.
+    pub(super) grown_clusters: u64,
+    /// Whether a snapshot's extra data may be longer than the limit, because a repair will cut it.
+    pub(super) long_extra: bool,
     pub(super) l1_table: Range<u64>,
     pub(super) refcount_table: Range<u64>,
     pub(super) refcount_order: u32,
@@ -57,6 +62,8 @@ impl Layout {
             file_len,
             clusters,
             cells: clusters + 1,
+            grown_clusters: 0,
+            long_extra: false,
             l1_table: range(header.l1_table_offset.get(), header.l1_table_len()),
             refcount_table: range(header.refcount_table_offset.get(), header.refcount_table_len()),
             refcount_order: geometry.refcount_order(),
@@ -72,6 +79,18 @@ impl Layout {
                 directory: range(bitmaps.directory_offset.get(), bitmaps.directory_len),
             }),
         }
+    }
+
+    /// Counts as if the file had `clusters` clusters.
+    pub(super) fn grow(&mut self, clusters: u64) {
+        self.clusters = clusters;
+        self.cells = clusters + 1;
+        self.file_len = clusters << self.cluster_bits;
+    }
+
+    /// Clusters of the virtual disk.
+    pub(super) fn total_clusters(&self) -> u64 {
+        (self.virtual_size & !511).div_ceil(self.cluster_size)
     }
 
     /// Bits of a refcount.

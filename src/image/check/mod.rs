@@ -23,9 +23,11 @@
 mod compare;
 mod counts;
 mod cover;
+mod flags;
 mod inventory;
 mod layout;
 mod refcounts;
+mod repair;
 mod report;
 mod source;
 mod survey;
@@ -33,13 +35,19 @@ mod walk;
 
 use std::ops::Range;
 
-pub use report::{CheckObserver, CheckReport, Finding, FindingClass, FindingKind, Structure};
+#[allow(unused_imports, reason = "for opening images that are written to")]
+pub(crate) use repair::repair_dirty;
+pub use repair::{Repair, RepairReport, repair_storage};
+pub use report::{
+    CheckObserver, CheckReport, Finding, FindingClass, FindingKind, RepairStep, Structure,
+};
 
 use self::counts::{Cell, Counts};
 use self::cover::Tables;
 use self::inventory::Inventory;
 use self::layout::Layout;
 use self::refcounts::Refcounts;
+use self::repair::{May, Plan, Rebuilt, Target};
 use self::source::Source;
 use self::walk::{Pass, Tally};
 use super::Image;
@@ -127,13 +135,18 @@ pub async fn check_storage<S: Storage, O: CheckObserver>(
     options: &CheckOptions,
     observer: &mut O,
 ) -> Result<CheckReport> {
+    let (header, _) = load_header(storage).await?;
+    check(storage, &header, options, observer).await
+}
+
+/// Reads the header of an image however broken the rest is, and the length of its file.
+async fn load_header<S: Storage>(storage: &S) -> Result<(Header, u64)> {
     let source = Source::new(storage, len(storage).await?);
     let mut bytes = Vec::new();
     source.read(0..Header::PROBE_LEN as u64, &mut bytes).await?;
     let header_len = Header::probe_len(&bytes)?;
     source.read(0..header_len as u64, &mut bytes).await?;
-    let header = Header::parse_for_check(&bytes, source.len())?;
-    check(storage, &header, options, observer).await
+    Ok((Header::parse_for_check(&bytes, source.len())?, source.len()))
 }
 
 /// Checks the image in `storage`, whose header is `header`.
@@ -156,17 +169,14 @@ pub async fn check<S: Storage, O: CheckObserver>(
     let file_len = len(storage).await?;
     let layout = Layout::new(header, file_len);
     let source = Source::new(storage, file_len);
-    let mut tally = Tally { report: CheckReport::default(), observer };
-    tally.report.total_clusters = (layout.virtual_size & !511).div_ceil(layout.cluster_size);
+    let mut tally = Tally::new(observer, None);
+    tally.report.total_clusters = layout.total_clusters();
     let inventory = Inventory::load(&layout, &source, &mut tally).await?;
     let budget = Budget::new(options.memory_bytes_max);
+    let (highest, job) = (0, Job::Check);
     let mut check =
-        Check { layout: &layout, source: &source, inventory: &inventory, budget, highest: 0 };
-    let (done, first) = check.narrow(&mut tally).await?;
-    if first || done < layout.cells {
-        // Few clusters, or too many references for counts of a byte.
-        check.passes::<u64, O>(&mut tally, done, first).await?;
-    }
+        Check { layout: &layout, source: &source, inventory: &inventory, budget, highest, job };
+    check.run(&mut tally, true).await?;
     tally.report.image_end_offset = (check.highest + 1) << layout.cluster_bits;
     Ok(tally.report)
 }
@@ -201,23 +211,61 @@ struct Check<'c, 's, S> {
     budget: Budget,
     /// The last cluster in use.
     highest: u64,
+    job: Job<'c, 's, S>,
+}
+
+/// What is done with the references counted in a window.
+enum Job<'j, 's, S> {
+    /// They are compared with the refcounts, and the copied flags with both.
+    Check,
+    /// They are compared with the refcounts. The windows are collected whose copied flags are to be looked at.
+    Survey(&'j mut Vec<Range<u64>>),
+    /// The same, and refcounts are made right. Clusters `kept` are in use though nothing refers to them yet.
+    Mend {
+        target: &'j Target<'s, S>,
+        may: May,
+        differing: &'j mut Vec<Range<u64>>,
+        kept: Range<u64>,
+    },
+    /// Places are found for new refcount structures.
+    Plan(&'j mut Plan),
+    /// New refcount blocks are written.
+    Rebuild { target: &'j Target<'s, S>, rebuilt: &'j Rebuilt },
 }
 
 impl<S: Storage> Check<'_, '_, S> {
+    /// Does the job for all clusters. `first` says whether the tables' own findings are still to be reported.
+    async fn run<O: CheckObserver>(&mut self, tally: &mut Tally<'_, O>, first: bool) -> Result<()> {
+        let (done, nothing) = self.narrow(tally, first).await?;
+        if nothing || done < self.layout.cells {
+            // Few clusters, or too many references for counts of a byte.
+            self.passes::<u64, O>(tally, done, first && nothing).await?;
+        }
+        Ok(())
+    }
+
     /// Checks with narrow counts if there are many clusters, and returns up to which cluster, and whether nothing is done.
     #[cfg(not(target_family = "wasm"))]
-    async fn narrow<O: CheckObserver>(&mut self, tally: &mut Tally<'_, O>) -> Result<(u64, bool)> {
+    async fn narrow<O: CheckObserver>(
+        &mut self,
+        tally: &mut Tally<'_, O>,
+        first: bool,
+    ) -> Result<(u64, bool)> {
         let wide_len = self.layout.cells.saturating_mul(size_of::<u64>() as u64);
         if wide_len <= WIDE_BYTES_MAX.min(self.budget.counts) {
             return Ok((0, true));
         }
-        Ok((self.passes::<u8, O>(tally, 0, true).await?, false))
+        Ok((self.passes::<u8, O>(tally, 0, first).await?, false))
     }
 
     /// In a browser the code for narrow counts would be a tenth of the engine, which is sent to every page. Without them
     /// huge images take more passes.
     #[cfg(target_family = "wasm")]
-    async fn narrow<O: CheckObserver>(&mut self, _tally: &mut Tally<'_, O>) -> Result<(u64, bool)> {
+    async fn narrow<O: CheckObserver>(
+        &mut self,
+        _tally: &mut Tally<'_, O>,
+        _first: bool,
+    ) -> Result<(u64, bool)> {
         Ok((0, true))
     }
 
@@ -237,6 +285,13 @@ impl<S: Storage> Check<'_, '_, S> {
             tally.report.passes += 1;
             let counts = Counts::<C>::new(&window, self.budget.maps);
             let last = window.end == layout.cells;
+            // A window that is only counted again has nothing new to say.
+            tally.muted = match self.job {
+                Job::Check | Job::Survey(_) => false,
+                Job::Mend { may, .. } => may != May::LowerRebuilt,
+                Job::Plan(_) | Job::Rebuild { .. } => true,
+            };
+            let shows = matches!(self.job, Job::Check);
             let mut pass = Pass::new(layout, counts, tally, first);
             first = false;
             pass.count_inventory(self.source, self.inventory).await?;
@@ -245,7 +300,7 @@ impl<S: Storage> Check<'_, '_, S> {
             let progress = |observer: &mut O, done: u64, total: u64| {
                 let part = u128::from(done) * u128::from(PROGRESS_PARTS) / u128::from(total.max(1));
                 let part = u64::try_from(part).unwrap_or(PROGRESS_PARTS).min(PROGRESS_PARTS);
-                if part > shown {
+                if part > shown && shows {
                     shown = part;
                     observer.progress(number * PROGRESS_PARTS + part, count * PROGRESS_PARTS);
                 }
@@ -257,15 +312,46 @@ impl<S: Storage> Check<'_, '_, S> {
             }
             pass.count_refcount_blocks(self.source).await?;
             // What reaches over the end of the file makes it a cluster longer.
-            let over = u64::from(last && pass.counts.count_of(layout.clusters) > 0);
-            let window = window.start..window.end.min(layout.clusters + over);
-            let compared = pass.compare(&refcounts, window).await?;
+            let over = u64::from(pass.counts.count_of(layout.clusters) > 0);
+            let file_end = (layout.clusters + over).max(layout.grown_clusters);
+            let clusters = window.start..window.end.min(file_end).max(window.start);
+            let compared = match &mut self.job {
+                Job::Check | Job::Survey(_) => pass.compare(&refcounts, clusters).await?,
+                Job::Mend { target, may, kept, .. } => {
+                    for cluster in pass.counts.within(kept) {
+                        pass.counts.add(cluster, 1);
+                    }
+                    pass.tally.muted = false;
+                    pass.mend(&refcounts, target, clusters, *may).await?
+                }
+                Job::Plan(plan) => {
+                    for clusters in &self.inventory.uncounted {
+                        for cluster in pass.counts.within(clusters) {
+                            pass.counts.add(cluster, 1);
+                        }
+                    }
+                    plan.take(&pass.counts, layout, &window);
+                    continue;
+                }
+                Job::Rebuild { target, rebuilt } => {
+                    rebuilt.store_window(&mut pass.counts, layout, target, window).await?;
+                    continue;
+                }
+            };
             self.highest = compared.highest.unwrap_or(self.highest);
-            if compared.flags_differ || (last && pass.outside) {
-                let l1 = &self.inventory.l1;
-                pass.copied_flags(&refcounts, l1, tables_max, last).await?;
+            let data_flags_differ =
+                pass.tally.mending.as_ref().is_some_and(|mending| mending.data_flags_differ);
+            if compared.flags_differ || (last && (pass.outside || data_flags_differ)) {
+                match &mut self.job {
+                    Job::Survey(differing) | Job::Mend { differing, .. } => differing.push(window),
+                    _ => {
+                        let l1 = &self.inventory.l1;
+                        pass.copied_flags(&refcounts, l1, tables_max, last, None).await?;
+                    }
+                }
             }
         }
+        tally.muted = false;
         Ok(layout.cells)
     }
 

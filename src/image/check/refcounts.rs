@@ -136,6 +136,15 @@ impl<S: Storage> Refcounts<'_, '_, S> {
             .collect())
     }
 
+    /// Where the refcount block of a cluster is; 0 if there is none.
+    ///
+    /// # Errors
+    /// The storage's.
+    pub(super) async fn block_offset(&self, cluster: u64) -> Result<u64> {
+        let blocks = self.blocks(cluster..cluster + 1).await?;
+        Ok(blocks.first().map_or(0, |block| block.offset))
+    }
+
     fn is_whole(&self, block: &Block) -> bool {
         block.offset != 0
             && self.is_readable(block)
@@ -211,5 +220,48 @@ pub(super) fn refcount(bytes: &[u8], order: u32, index: u64) -> u64 {
         4 => number(2),
         5 => number(4),
         _ => number(8),
+    }
+}
+
+/// Sets the refcount at an index of a refcount block's bytes, if the bytes have it.
+pub(super) fn set_refcount(bytes: &mut [u8], order: u32, index: u64, value: u64) {
+    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    if order < 3 {
+        let per_byte = 8 >> order;
+        let shift = (index % per_byte) << order;
+        // OK to cast: the mask has at most four bits, and the value is cut to them.
+        #[allow(clippy::cast_possible_truncation)]
+        let (mask, value) = (((1_u16 << (1 << order)) - 1) as u8, value as u8);
+        if let Some(byte) = bytes.get_mut(index / per_byte) {
+            *byte = *byte & !(mask << shift) | (value & mask) << shift;
+        }
+        return;
+    }
+    let len = 1 << (order - 3);
+    let start = index.saturating_mul(len);
+    if let Some(bytes) = bytes.get_mut(start..start.saturating_add(len)) {
+        bytes.copy_from_slice(&value.to_be_bytes()[8 - len..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{refcount, set_refcount};
+
+    #[test]
+    fn refcounts_of_every_width_are_read_as_they_were_set() {
+        for order in 0..7 {
+            let max = u64::MAX >> (64 - (1_u64 << order));
+            let mut bytes = [0xa5; 64];
+            let count = (64 * 8) >> order;
+            for index in 0..count {
+                set_refcount(&mut bytes, order, index, (index + 1) & max);
+            }
+            set_refcount(&mut bytes, order, 3, max);
+            for index in 0..count {
+                let expected = if index == 3 { max } else { (index + 1) & max };
+                assert_eq!(refcount(&bytes, order, index), expected, "order {order}, {index}");
+            }
+        }
     }
 }

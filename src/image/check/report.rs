@@ -81,6 +81,8 @@ pub struct Finding {
     /// How many times it counts: an entry of an L2 table that two snapshots share is wrong twice. The totals have it
     /// already.
     pub times: u64,
+    /// Whether a repair mends it: then it adds to what is fixed, not to what is wrong.
+    pub repaired: bool,
 }
 
 impl Finding {
@@ -98,7 +100,13 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.kind.fmt(f)
+        if !self.repaired {
+            return self.kind.fmt(f);
+        }
+        // What QEMU can mend, it reports in the same words behind another first one.
+        let text = self.kind.to_string();
+        let rest = ["ERROR", "Leaked"].iter().find_map(|word| text.strip_prefix(word));
+        write!(f, "Repairing{}", rest.unwrap_or(&text))
     }
 }
 
@@ -319,11 +327,69 @@ impl CheckReport {
     }
 }
 
+/// What a repair does beside mending findings, and what it cannot do. Prints in QEMU's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are the numbers that the text shows")]
+pub enum RepairStep {
+    /// Refcount table and blocks are built anew.
+    Rebuilding,
+    /// They would have to be, but only leaks are to be repaired.
+    RebuildNeeded,
+    /// They cannot be: the refcounts of this image do not fit the largest refcount table.
+    RebuildImpossible,
+    /// A refcount block lies too far past the end of the file for the file to be extended to it.
+    ResizeFailed,
+    /// Snapshots beyond the greatest number of them are dropped.
+    SnapshotsDropped { count: u32 },
+    /// Snapshots are dropped because the snapshot table is too long.
+    SnapshotsBeyondTableDropped { count: u32 },
+    /// The end of a snapshot's extra data is dropped.
+    SnapshotExtraDropped { index: u32, len: u32, max: u32 },
+    /// The mended snapshot table would be too long.
+    SnapshotTableTooLong,
+    /// An entry or a flag cannot be written because its table shares its cluster with something else.
+    TableShared,
+    /// The header, which would have to be changed, is used as a table.
+    HeaderShared,
+}
+
+impl fmt::Display for RepairStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rebuilding => f.write_str("Rebuilding refcount structure"),
+            Self::RebuildNeeded => f.write_str("ERROR need to rebuild refcount structures"),
+            Self::RebuildImpossible => f.write_str("ERROR allocating reftable: File too large"),
+            Self::ResizeFailed => f.write_str("ERROR could not resize image: File too large"),
+            Self::SnapshotsDropped { count } => {
+                write!(f, "Discarding {count} overhanging snapshots")
+            }
+            Self::SnapshotsBeyondTableDropped { count } => {
+                write!(f, "Discarding {count} overhanging snapshots (snapshot table is too big)")
+            }
+            Self::SnapshotExtraDropped { index, len, max } => write!(
+                f,
+                "Discarding too much extra metadata in snapshot table entry {index} ({len} > {max})"
+            ),
+            Self::SnapshotTableTooLong => {
+                f.write_str("ERROR failed to update snapshot table: File too large")
+            }
+            Self::HeaderShared => f.write_str("ERROR the header is used as a table"),
+            Self::TableShared => f.write_str("ERROR: Overlap check failed"),
+        }
+    }
+}
+
 /// Takes what a check finds, while it runs. `()` takes nothing.
 pub trait CheckObserver {
     /// Takes a finding. There may be millions in a broken image.
     fn finding(&mut self, finding: &Finding) {
         let _ = finding;
+    }
+
+    /// Takes what a repair does or cannot do.
+    fn step(&mut self, step: &RepairStep) {
+        let _ = step;
     }
 
     /// Says that `done` of `total` parts of the work are done.

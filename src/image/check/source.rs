@@ -20,9 +20,9 @@ const TURN_LEN: u64 = 8 << 20;
 
 /// The image file, for reading.
 pub(super) struct Source<'a, S> {
-    storage: &'a S,
+    pub(super) storage: &'a S,
     len: u64,
-    limits: StorageLimits,
+    pub(super) limits: StorageLimits,
     chunk_len: u64,
 }
 
@@ -157,7 +157,7 @@ impl<'a, S: Storage> Source<'a, S> {
 }
 
 /// Lengths of reads, which are bounded by the length of a chunk and an alignment.
-fn to_usize(len: u64) -> usize {
+pub(super) fn to_usize(len: u64) -> usize {
     // OK to unwrap: at most `CHUNK_LEN_MAX` and two alignments, which are `u32`.
     #[allow(clippy::expect_used)]
     usize::try_from(len).expect("the length of a read fits usize")

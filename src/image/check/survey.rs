@@ -22,7 +22,7 @@ use super::counts::{Cell, Counts};
 use super::inventory::Inventory;
 use super::layout::Layout;
 use super::refcounts::{Refcounts, Run, refcount};
-use super::report::{CheckObserver, CheckReport, Finding, FindingKind, Structure};
+use super::report::{CheckObserver, Finding, FindingKind, Structure};
 use super::source::Source;
 use super::walk::{COMPRESSED, Pass, SECTOR_LEN, Tally};
 use super::{Budget, len};
@@ -71,7 +71,7 @@ pub(super) async fn survey<S: Storage>(storage: &S, header: &Header) -> Result<O
     let layout = Layout::new(header, file_len);
     let source = Source::new(storage, file_len);
     let mut notes = Notes::new(&layout);
-    let mut tally = Tally { report: CheckReport::default(), observer: &mut notes };
+    let mut tally = Tally::new(&mut notes, None);
     let inventory = Inventory::load(&layout, &source, &mut tally).await?;
     let mut survey = Survey {
         layout: &layout,

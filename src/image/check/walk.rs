@@ -5,6 +5,7 @@
 use super::counts::{Cell, Counts, Shared};
 use super::cover::{Segment, Tables, Weight};
 use super::layout::Layout;
+use super::repair::Mending;
 use super::report::{CheckObserver, CheckReport, Finding, FindingClass, FindingKind, Structure};
 use super::source::{Piece, Source};
 use crate::error::Result;
@@ -14,19 +15,39 @@ use crate::storage::Storage;
 pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COPIED: u64 = 1 << 63;
 pub(super) const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
+pub(super) const ZERO: u64 = 1;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
-const SUBCLUSTERS: u64 = 0xffff_ffff;
+pub(super) const SUBCLUSTERS: u64 = 0xffff_ffff;
 pub(super) const SECTOR_LEN: u64 = 512;
 
 /// The totals, and who hears of each finding.
 pub(super) struct Tally<'a, O> {
     pub(super) report: CheckReport,
     pub(super) observer: &'a mut O,
+    /// Nothing is reported: this has been looked at before.
+    pub(super) muted: bool,
+    /// What a repair wants to know; `None` in a check.
+    pub(super) mending: Option<Mending>,
 }
 
-impl<O: CheckObserver> Tally<'_, O> {
+impl<'a, O: CheckObserver> Tally<'a, O> {
+    pub(super) fn new(observer: &'a mut O, mending: Option<Mending>) -> Self {
+        Self { report: CheckReport::default(), observer, muted: false, mending }
+    }
+
+    /// Reports something that the repair mends.
+    pub(super) fn repaired(&mut self, kind: FindingKind, structure: Structure, offset: u64) {
+        let finding = Finding { kind, structure, offset, times: 1, repaired: true };
+        if let Some(mending) = &mut self.mending {
+            match finding.class() {
+                FindingClass::Leak => mending.leaks_fixed += 1,
+                _ => mending.corruptions_fixed += 1,
+            }
+        }
+        self.observer.finding(&finding);
+    }
+
     #[cold]
     pub(super) fn found(
         &mut self,
@@ -35,10 +56,16 @@ impl<O: CheckObserver> Tally<'_, O> {
         offset: u64,
         times: u64,
     ) {
-        if times == 0 {
+        if times == 0 || self.muted {
             return;
         }
-        let finding = Finding { kind, structure, offset, times };
+        let finding = Finding { kind, structure, offset, times, repaired: false };
+        if let Some(mending) = &mut self.mending
+            && mending.note(&finding)
+        {
+            self.repaired(finding.kind, structure, offset);
+            return;
+        }
         let total = match finding.class() {
             FindingClass::Leak => &mut self.report.leaks,
             FindingClass::Corruption => &mut self.report.corruptions,
@@ -323,6 +350,14 @@ impl<'p, 't, C: Cell, O: CheckObserver> Pass<'p, 't, C, O> {
             } else {
                 FindingKind::PreallocatedUnaligned { offset }
             };
+            let zeroed = !holds_data
+                && self.tally.mending.as_ref().is_some_and(|mending| mending.zeroes_entries);
+            if zeroed {
+                if self.first {
+                    self.tally.repaired(kind, table, place);
+                }
+                return;
+            }
             self.found(kind, table, place, weight.total);
         }
         if self.first && weight.active > 0 {
@@ -335,6 +370,9 @@ impl<'p, 't, C: Cell, O: CheckObserver> Pass<'p, 't, C, O> {
         }
         if !self.layout.data_file {
             self.data(place, entry, offset, weight);
+        } else if let Some(mending) = &mut self.tally.mending {
+            // The pass over the copied flags mends it.
+            mending.data_flags_differ |= entry & COPIED == 0 && weight.active > 0;
         } else if entry & COPIED == 0 && base != 0 {
             let kind = FindingKind::DataCopied { entry, refcount: 1 };
             self.found(kind, table, place, weight.active);
