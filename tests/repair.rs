@@ -18,7 +18,9 @@ use cowshed::image::check::{
     CheckObserver, CheckOptions, CheckReport, Finding, FindingKind, Repair, RepairReport,
     RepairStep, check_storage, repair_storage,
 };
-use cowshed::image::{Format, Image, OpenOptions, SnapshotSelector, Source};
+use cowshed::image::{
+    Format, Image, OpenOptions, RefuseAll, SnapshotSelector, Source, WriteOptions,
+};
 use cowshed::storage::{Buf, MemoryStorage, SendStorage};
 use futures::executor::block_on;
 use serde_json::Value;
@@ -629,4 +631,58 @@ fn unknown_autoclear_features_are_cleared_by_a_repair() {
     let (after, _, _) = repair(bytes.clone(), Repair::Leaks).unwrap();
     bytes[88] = 0;
     assert!(after == bytes);
+}
+
+/// Opens the image for writing, and gives the bytes that it has then.
+fn opened_for_writing(bytes: Vec<u8>) -> (Vec<u8>, Option<cowshed::Error>) {
+    let storage = Arc::new(MemoryStorage::new(bytes));
+    let mut options = OpenOptions::default();
+    options.write = Some(WriteOptions::default());
+    let source = Source::qcow2(Arc::clone(&storage), "image");
+    let opened = block_on(Image::open(source, &RefuseAll::new(), options));
+    (storage.to_vec(), opened.err())
+}
+
+#[test]
+fn dirty_image_is_repaired_when_it_is_opened_for_writing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    let options = ["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "image.qcow2", "1M"];
+    qemu::img(folder.path(), options);
+    qemu::io(folder.path(), "qcow2", "image.qcow2", &["write -P 7 0 300k"]);
+    let sound = std::fs::read(&path).unwrap();
+    let lost = be(&sound, be(&sound, 48, 8) as usize, 8) as usize + 10;
+    let mut dirty = sound.clone();
+    dirty[79] = 1;
+    dirty[lost..lost + 10].fill(0);
+    let before = disks(&dirty, folder.path());
+    let (after, error) = opened_for_writing(dirty.clone());
+    assert!(error.is_none(), "{error:?}");
+    assert!(after[79] == 0 && check(&after).unwrap().0.is_clean());
+    assert_kept(&before, &disks(&after, folder.path()), "dirty");
+    std::fs::write(&path, &after).unwrap();
+    assert_eq!(qemu_check(&path), 0);
+    // Sound images are opened as they are.
+    assert!(opened_for_writing(sound.clone()).0 == sound);
+    // One without a way to read its snapshots cannot be repaired.
+    let mut broken = dirty;
+    (broken[63], broken[71]) = (1, 1);
+    let (after, error) = opened_for_writing(broken.clone());
+    assert!(after == broken);
+    match error {
+        Some(cowshed::Error::Corrupt(corrupt)) => assert_eq!(corrupt.code(), "dirty-not-repaired"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn image_that_is_marked_as_corrupt_is_not_opened_for_writing() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu::img(folder.path(), ["create", "-q", "-f", "qcow2", "image.qcow2", "1M"]);
+    let mut bytes = std::fs::read(folder.path().join("image.qcow2")).unwrap();
+    bytes[79] = 3;
+    let (after, error) = opened_for_writing(bytes.clone());
+    assert!(after == bytes);
+    let text = error.unwrap().to_string();
+    assert!(text.ends_with("Image is corrupt; cannot be opened read/write"), "{text}");
 }

@@ -13,6 +13,7 @@ use crate::storage::{Blocks, Storage};
 use crate::sync::AtomicU64;
 
 use super::Image;
+use super::check::make_writable;
 use super::codec::Codec;
 use super::gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, Source};
 use super::inflated::Inflated;
@@ -40,16 +41,19 @@ pub struct Opened<S> {
 impl<S: Storage> Image<S> {
     /// Opens `source`, and what it refers to as far as `gate` lets it.
     ///
+    /// An image that is opened for writing and has the dirty bit is repaired first, as [`Repair::All`](super::check::Repair::All) says.
+    ///
     /// With the image comes the cleaner of its caches, unless the interval is zero: a future for the caller to run
     /// wherever it likes. An image without a running cleaner works, and keeps what it has cached.
     ///
     /// # Errors
     /// [`Error::Corrupt`], [`Error::Unsupported`] and [`Error::LimitExceeded`] if a layer cannot be understood;
     /// [`Error::Refused`] by the gate; [`Error::NotFound`] if there is no such snapshot; [`Error::Storage`];
-    /// [`Error::InvalidArgument`] for options that contradict each other.
+    /// [`Error::InvalidArgument`] for options that contradict each other; [`Error::ReadOnly`] if it is marked as corrupt and
+    /// is opened for writing.
     ///
     /// # Cancel safety
-    /// Dropping the future drops what was opened.
+    /// Dropping the future drops what was opened; a repair that it began can be repeated.
     pub async fn open<G: Gate<Storage = S>>(
         source: Source<S>,
         gate: &G,
@@ -93,6 +97,9 @@ impl<S: Storage> Image<S> {
                     })
                 }
                 Format::Qcow2 => {
+                    if depth == 0 && options.write.is_some() {
+                        make_writable(&source.storage).await?;
+                    }
                     let mut layer = Qcow2Layer::open(source.storage, depth, &options).await?;
                     layer.open_data_file(gate, &location, depth, &identities, &options).await?;
                     let header = layer.header.get();

@@ -35,8 +35,7 @@ mod walk;
 
 use std::ops::Range;
 
-#[allow(unused_imports, reason = "for opening images that are written to")]
-pub(crate) use repair::repair_dirty;
+pub(crate) use repair::make_writable;
 pub use repair::{Repair, RepairReport, repair_storage};
 pub use report::{
     CheckObserver, CheckReport, Finding, FindingClass, FindingKind, RepairStep, Structure,

@@ -42,7 +42,7 @@ use super::walk::{Pass, Tally, words};
 use super::{
     Budget, Check, CheckObserver, CheckOptions, CheckReport, Job, RepairStep, load_header,
 };
-use crate::error::{Corrupt, CorruptKind, Result, Structure};
+use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::{Header, Incompatible, Version};
 use crate::storage::Storage;
 
@@ -119,17 +119,26 @@ pub async fn repair_storage<S: Storage, O: CheckObserver>(
     Ok(report)
 }
 
-/// Repairs an image with the dirty bit before it is opened for writing: its refcounts may be wrong, for they were written
-/// lazily.
+/// Makes the image in `storage` ready to be opened for writing: one with the dirty bit is repaired, for its refcounts were
+/// written lazily and may be wrong.
 ///
 /// # Errors
 ///
-/// As [`repair_storage`], and `Corrupt` if something could not even be checked.
+/// [`Error::ReadOnly`] if it is marked as corrupt; `Corrupt` if it is dirty and something cannot even be checked; as
+/// [`repair_storage`].
 ///
 /// # Cancel safety
 ///
 /// As [`repair_storage`].
-pub(crate) async fn repair_dirty<S: Storage>(storage: &S) -> Result<()> {
+pub(crate) async fn make_writable<S: Storage>(storage: &S) -> Result<()> {
+    let (header, _) = load_header(storage).await?;
+    if header.incompatible.contains(Incompatible::CORRUPT) {
+        let reason = "Image is corrupt; cannot be opened read/write";
+        return Err(Error::ReadOnly(reason.to_owned()));
+    }
+    if !header.incompatible.contains(Incompatible::DIRTY) {
+        return Ok(());
+    }
     let options = CheckOptions::default();
     let report = repair_storage(storage, Repair::All, &options, &mut ()).await?;
     if report.gave_up || report.check.check_errors > 0 {
