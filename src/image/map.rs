@@ -174,7 +174,12 @@ impl<S: Storage> Image<S> {
     }
 
     /// The extent at `offset`, as long as one look-up tells.
-    async fn extent_at(&self, offset: u64, mut len: u64, holes: &[bool]) -> Result<Extent> {
+    pub(super) async fn extent_at(
+        &self,
+        offset: u64,
+        mut len: u64,
+        holes: &[bool],
+    ) -> Result<Extent> {
         let mut depth = 0;
         // What the layer above has, which is nothing.
         let mut above = ExtentKind::Unallocated { host: None };

@@ -11,6 +11,7 @@ use crate::storage::Storage;
 use super::Image;
 use super::free::FreeReason;
 use super::layer::{Below, RawLayer};
+use super::map::ExtentKind;
 use super::options::ZeroMode;
 use super::requests::Request;
 use super::write::zeros;
@@ -127,8 +128,13 @@ impl<S: Storage> Top<'_, S> {
                 true => end.min(at + ZEROS_LEN_BYTES_MAX),
                 false => end.min((at - at % sub).saturating_add(sub)),
             };
-            if !as_data && self.reads_zero(at).await? {
-                return Ok(piece_end - at);
+            if !as_data {
+                if !is_v2 {
+                    self.zero_whole(request, at - at % sub).await?;
+                }
+                if self.reads_zero(at).await? {
+                    return Ok(piece_end - at);
+                }
             }
             return self.write_zero_data(request, at..piece_end).await;
         }
@@ -278,10 +284,11 @@ impl<S: Storage> Top<'_, S> {
         let geometry = self.layer.geometry;
         let kind = self.layer.cluster_kind(entry, guest)?;
         let compressed = matches!(kind, ClusterKind::Compressed(_));
-        if !has_backing && kind == ClusterKind::Unallocated && entry.bitmap() == 0 {
+        let has_host = kind.host().is_some() || compressed;
+        if !has_backing && !has_host {
+            // It reads as zeros as it is.
             return Ok(Becomes::Same);
         }
-        let has_host = kind.host().is_some() || compressed;
         let keeps = has_host && self.writer.options.discard_no_unref && !compressed;
         let descriptor = if keeps { entry.descriptor() } else { 0 };
         let new = if geometry.extended_l2() {
@@ -302,6 +309,39 @@ impl<S: Storage> Top<'_, S> {
         let done = self.write_step(request, &bytes, range.start).await? as u64;
         // What lies behind the end of the disk is done with, too.
         Ok(if range.start + done == end { range.end - range.start } else { done })
+    }
+
+    /// Makes the subcluster at `start` zeros by its entry, if it reads as zeros already and the image has no data for it.
+    async fn zero_whole(&self, request: &Request<'_>, start: u64) -> Result<()> {
+        let whole = start..start.saturating_add(self.layer.geometry.subcluster_size());
+        let is_unallocated = |kind| matches!(kind, super::layer::RunKind::Unallocated { .. });
+        if !is_unallocated(self.image.layers[0].run(start, 1).await?.kind) {
+            return Ok(());
+        }
+        let end = whole.end.min(self.layer.virtual_size());
+        let mut at = start;
+        while at < end {
+            // What cannot be looked up is not known to be zeros.
+            let Ok(extent) = self.image.extent_at(at, end - at, &[]).await else { return Ok(()) };
+            if matches!(extent.kind, ExtentKind::Data { .. } | ExtentKind::Compressed { .. }) {
+                return Ok(());
+            }
+            at += extent.len;
+        }
+        // What lies below cannot change, but the entry may have.
+        let changed = self.change_entries(request, whole, |top, entry, guest, part| {
+            let kind = top.layer.cluster_kind(entry, guest)?;
+            let zero = top.subclusters(part);
+            let has_data = match top.layer.geometry.extended_l2() {
+                true => matches!(kind, ClusterKind::Compressed(_)) || entry.bitmap() & zero != 0,
+                false => !matches!(kind, ClusterKind::Unallocated | ClusterKind::Zero { .. }),
+            };
+            match has_data {
+                true => Ok(Becomes::Same),
+                false => top.zeroed(entry, guest, part, ZeroMode::KeepSpace),
+            }
+        });
+        changed.await.map(drop)
     }
 
     /// Whether the subcluster that holds `at` reads as zeros without anybody having to look.
