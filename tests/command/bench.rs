@@ -87,3 +87,49 @@ fn wrong_options_are_refused_as_qemu_img_does() {
     }
     same(&folder, &["-c", "1"], "none.qcow2");
 }
+
+#[test]
+fn writes_land_where_those_of_qemu_img_land() {
+    for options in [
+        &["-w", "-c", "100", "--pattern", "7"][..],
+        &[
+            "-w",
+            "-c",
+            "1000",
+            "-d",
+            "8",
+            "--flush-interval",
+            "100",
+            "--pattern",
+            "200",
+            "-o",
+            "100k",
+        ],
+        &[
+            "-w",
+            "-c",
+            "500",
+            "-d",
+            "4",
+            "--flush-interval",
+            "10",
+            "--no-drain",
+            "-s",
+            "3000",
+            "-S",
+            "7k",
+        ],
+        &["-w", "-c", "40", "-t", "none", "-s", "64k", "--pattern", "3", "-n"],
+        &["-w", "-c", "40", "-t", "writethrough", "-s", "512", "-S", "64k"],
+    ] {
+        let [theirs, ours] = [image(), image()];
+        let arguments = [&["bench"], options, &["-f", "qcow2", "image.qcow2"]].concat();
+        theirs.qemu_img(&arguments);
+        let output = ours.stand_in(&arguments);
+        assert!(output.status.success(), "{options:?}: {}", text(&output.stderr));
+        let other = theirs.path("image.qcow2");
+        let other = other.to_str().unwrap();
+        ours.qemu_img(&["compare", "-f", "qcow2", "-F", "qcow2", "image.qcow2", other]);
+        ours.qemu_img(&["check", "image.qcow2"]);
+    }
+}

@@ -70,6 +70,8 @@ const SCRIPTS: &[&[&str]] = &[
     ],
     &["write -q 1 1", "write -C 1 1", "write -fq 2 2", "write -p 3 3", "flush", "writev -fC 5 5"],
     &["aio_write -P 2 64k 64k", "aio_flush", "read -P 2 64k 64k"],
+    // Zeros on zeros are told by the tables.
+    &["write -z 700001 3k", "write -zu 710000 300", "map", "discard 640k 128k", "map"],
     &["aio_write -P 3 512k 1k 1k", "close", "length"],
     &["aio_write -z 512k 64k", "aio_flush", "read -P 0 512k 64k", "aio_write -zu 0 64k"],
     &["aio_write -qP 8 700k 3", "aio_write -i 0 1", "aio_flush", "read -P 8 700k 3"],
@@ -235,7 +237,13 @@ fn compressed_clusters_are_written() {
                     "alloc 0 1M",
                 ],
                 &["write -P 8 1k 1k", "read -P 3 0 1k", "read -P 8 1k 1k", "read -P 3 2k 62k"],
-                &["write -c 1k 1k", "write -c 1M 1k", "write -c 0 0", "write -c 1M 1000"],
+                &[
+                    "write -c 0 64k",
+                    "write -c 2k 1k",
+                    "write -c 1M 1k",
+                    "write -c 0 0",
+                    "write -c 1M 1000",
+                ],
                 &[
                     "write -c -s pattern 2M 64k",
                     "write -c 4032k 64k",

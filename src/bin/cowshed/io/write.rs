@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use cowshed::format::Version;
-use cowshed::image::{Format, ZeroMode};
+use cowshed::image::{ExtentKind, Format, ZeroMode};
 
 use crate::failure::warn;
 use crate::open::{self, DiskImage};
@@ -195,6 +195,21 @@ impl Writer {
         if data.is_empty() {
             return Ok(());
         }
+        // What has its place in the file is not written compressed, as in QEMU.
+        let mut extents = self.image.extents(offset, data.len() as u64)?;
+        let cluster_size = self.image.geometry().map_or(1, |geometry| geometry.cluster_size());
+        // What does not start with a cluster the engine refuses, whatever is there.
+        let is_aligned = offset.is_multiple_of(cluster_size);
+        while let Some(extent) = extents.next().await?.filter(|_| is_aligned) {
+            let is_free = matches!(
+                extent.kind,
+                ExtentKind::Unallocated { host: None } | ExtentKind::Zero { host: None }
+            );
+            if extent.depth == 0 && !is_free {
+                return Err(Refusal::Here("Input/output error"));
+            }
+        }
+        drop(extents);
         Ok(self.image.write_compressed_at(data, offset).await?)
     }
 
