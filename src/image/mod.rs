@@ -50,6 +50,7 @@ mod refcount;
 mod refcount_table;
 mod requests;
 mod resize;
+mod scratch;
 mod settling;
 mod tables;
 mod turnstile;

@@ -4,6 +4,8 @@
 //! A new mapping is stored when its data has been written, and not before: whoever reads sees the old bytes or the new ones,
 //! and a write that fails or is dropped leaves the old mapping, and gives back what it has taken.
 
+use std::ops::Range;
+
 use futures::future::try_join3;
 
 use crate::error::{Error, Result, Structure};
@@ -16,6 +18,7 @@ use super::layer::{Below, DataFile, RawLayer};
 use super::mutant::{self, Mutant};
 use super::ownership::Owner;
 use super::requests::Request;
+use super::scratch::ScratchBuf;
 use super::settling::File;
 use super::writer::{Change, Target, Top};
 
@@ -96,35 +99,44 @@ struct Segment<'e> {
     start: u64,
 }
 
-/// What must go beside the data.
-enum Fill {
-    Nothing,
+/// What must go beside the data, on one side of it.
+struct Side {
+    /// Guest offsets.
+    range: Range<u64>,
+    /// Whether it is known to be zeros.
+    is_zero: bool,
+}
+
+impl Side {
+    fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
+/// What was copied from one side of the data.
+enum Copied {
     Zeros { len: u64 },
     Bytes(Vec<u8>),
 }
 
-impl Fill {
+impl Copied {
     fn len(&self) -> u64 {
         match self {
-            Self::Nothing => 0,
             Self::Zeros { len } => *len,
             Self::Bytes(bytes) => bytes.len() as u64,
         }
     }
-
-    fn append_to(&self, buf: &mut Vec<u8>) {
-        match self {
-            Self::Nothing => {}
-            // OK to saturate: what is appended is at most MERGED_LEN_BYTES_MAX long.
-            Self::Zeros { len } => {
-                buf.resize(buf.len() + usize::try_from(*len).unwrap_or(usize::MAX), 0);
-            }
-            Self::Bytes(bytes) => buf.extend_from_slice(bytes),
-        }
-    }
 }
 
-impl<S: Storage> Top<'_, S> {
+/// The data with what must go beside it.
+enum Filled<'a> {
+    /// In one buffer; `is_zero` if there are only zeros beside the data.
+    Merged { bytes: ScratchBuf<'a>, head_len: u64, is_zero: bool },
+    /// What goes before it, and behind it.
+    Apart([Copied; 2]),
+}
+
+impl<'a, S: Storage> Top<'a, S> {
     /// Writes some of `data` at guest offset `at` and returns how many bytes.
     pub(super) async fn write_step(
         &self,
@@ -178,9 +190,13 @@ impl<S: Storage> Top<'_, S> {
             true => end,
             false => self.tail_end(&segment, end)?,
         };
-        let mut head = self.fill(&segment.entries[0], head_start, at).await?;
         let last_entry = &segment.entries[segment.entries.len() - 1];
-        let mut tail = self.fill(last_entry, end, tail_end).await?;
+        let sides = [
+            self.side(&segment.entries[0], head_start..at)?,
+            self.side(last_entry, end..tail_end)?,
+        ];
+        // What is copied is read first: nothing is taken if that fails.
+        let filled = self.fill(sides, data).await?;
         let (base, taken) = match segment.home {
             Home::Kept(host) => (host, None),
             Home::InPlace(_) | Home::New => {
@@ -189,17 +205,13 @@ impl<S: Storage> Top<'_, S> {
                 (taken.host(), Some(taken))
             }
         };
-        if taken.as_ref().is_some_and(|taken| taken.is_fresh) {
-            // There are zeros already.
-            head = without_zeros(head);
-            tail = without_zeros(tail);
-        }
+        let is_fresh = taken.as_ref().is_some_and(|taken| taken.is_fresh);
         let entries = self.mapped(&segment, base, head_start..tail_end);
         if mutant::is(Mutant::MappingBeforeWrite) {
             place.store(self, &entries);
         }
         let host = HostOffset::new(base.get() + (at - segment.start));
-        self.put_filled(request, &head, data, &tail, host).await?;
+        self.put_filled(request, &filled, data, host, is_fresh).await?;
         // From here on nothing is awaited and nothing fails.
         place.store(self, &entries);
         if let Some(taken) = taken {
@@ -245,7 +257,7 @@ impl<S: Storage> Top<'_, S> {
     }
 
     /// Where the cluster at `guest` is written to, of which `touched` is to be.
-    fn home(&self, entry: &L2Entry, guest: u64, touched: std::ops::Range<u64>) -> Result<Home> {
+    fn home(&self, entry: &L2Entry, guest: u64, touched: Range<u64>) -> Result<Home> {
         let layer = self.layer;
         let kind = layer.cluster_kind(entry, guest)?;
         if layer.context.data_file() && !matches!(kind, ClusterKind::Data { .. }) {
@@ -279,7 +291,7 @@ impl<S: Storage> Top<'_, S> {
     }
 
     /// The bits of the subclusters that a range within one cluster touches.
-    pub(super) fn subclusters(&self, range: &std::ops::Range<u64>) -> u64 {
+    pub(super) fn subclusters(&self, range: &Range<u64>) -> u64 {
         if range.is_empty() {
             return 0;
         }
@@ -340,38 +352,61 @@ impl<S: Storage> Top<'_, S> {
         })
     }
 
-    /// What the guest reads between `start` and `end`, which lie in the cluster of `entry`.
-    async fn fill(&self, entry: &L2Entry, start: u64, end: u64) -> Result<Fill> {
-        if start >= end {
-            return Ok(Fill::Nothing);
+    /// What must go beside the data, in a range of the cluster of `entry`.
+    fn side(&self, entry: &L2Entry, range: Range<u64>) -> Result<Side> {
+        if range.is_empty() {
+            return Ok(Side { range, is_zero: true });
         }
-        let len = end - start;
-        let kind = self.layer.cluster_kind(entry, start)?;
-        let is_zero = match kind {
+        let is_zero = match self.layer.cluster_kind(entry, range.start)? {
             ClusterKind::Zero { .. } => true,
             // With extended L2 entries its subclusters may be zeros, which there is no difference to.
             ClusterKind::Unallocated => self.image.layers[0].below == Below::Zeros,
             ClusterKind::Data { .. } | ClusterKind::Compressed(_) => false,
         };
-        if is_zero {
-            return Ok(Fill::Zeros { len });
+        Ok(Side { range, is_zero })
+    }
+
+    /// Reads what must be copied beside `data`: into one buffer with it, if that is not too long.
+    async fn fill(&self, sides: [Side; 2], data: &[u8]) -> Result<Filled<'a>> {
+        let [head, tail] = &sides;
+        let whole = head.len() + data.len() as u64 + tail.len();
+        let is_zero = head.is_zero && tail.is_zero;
+        if is_zero || whole > MERGED_LEN_BYTES_MAX {
+            let head = self.copy(head).await?;
+            let tail = self.copy(tail).await?;
+            return Ok(Filled::Apart([head, tail]));
         }
-        let mut bytes = zeros(len)?;
-        self.image.read_range(&mut bytes, start).await?;
-        Ok(if bytes.iter().all(|byte| *byte == 0) {
-            Fill::Zeros { len }
-        } else {
-            Fill::Bytes(bytes)
+        // OK to cast: at most MERGED_LEN_BYTES_MAX.
+        #[allow(clippy::cast_possible_truncation)]
+        let (head_len, whole) = (head.len() as usize, whole as usize);
+        let mut bytes = self.writer.scratch.take(whole);
+        let data_end = head_len + data.len();
+        bytes[head_len..data_end].copy_from_slice(data);
+        for (side, part) in [(head, 0..head_len), (tail, data_end..whole)] {
+            if side.is_zero {
+                bytes[part].fill(0);
+            } else {
+                self.image.read_range(&mut bytes[part], side.range.start).await?;
+            }
+        }
+        let is_zero = is_zeros(&bytes[..head_len]) && is_zeros(&bytes[data_end..]);
+        Ok(Filled::Merged { bytes, head_len: head.len(), is_zero })
+    }
+
+    async fn copy(&self, side: &Side) -> Result<Copied> {
+        if side.is_zero {
+            return Ok(Copied::Zeros { len: side.len() });
+        }
+        let mut bytes = zeros(side.len())?;
+        self.image.read_range(&mut bytes, side.range.start).await?;
+        Ok(match is_zeros(&bytes) {
+            true => Copied::Zeros { len: side.len() },
+            false => Copied::Bytes(bytes),
         })
     }
 
     /// The entries of a segment whose clusters are from `base` on, and hold `written`.
-    fn mapped(
-        &self,
-        segment: &Segment<'_>,
-        base: HostOffset,
-        written: std::ops::Range<u64>,
-    ) -> Vec<L2Entry> {
+    fn mapped(&self, segment: &Segment<'_>, base: HostOffset, written: Range<u64>) -> Vec<L2Entry> {
         let geometry = self.layer.geometry;
         let cluster_size = geometry.cluster_size();
         let entry = |(index, old): (usize, &L2Entry)| {
@@ -399,43 +434,57 @@ impl<S: Storage> Top<'_, S> {
         segment.entries.iter().enumerate().map(entry).collect()
     }
 
-    /// Writes `data` to `host`, with what goes before and behind it.
+    /// Writes `data` to `host`, with what goes before and behind it. Zeros need not go to clusters that are fresh.
     async fn put_filled(
         &self,
         request: &Request<'_>,
-        head: &Fill,
+        filled: &Filled<'_>,
         data: &[u8],
-        tail: &Fill,
         host: HostOffset,
+        is_fresh: bool,
     ) -> Result<()> {
-        let len = data.len() as u64;
-        let whole = head.len() + len + tail.len();
-        let start = HostOffset::new(host.get() - head.len());
-        if whole == len {
-            return self.put(request, data, host).await;
-        }
-        if whole <= MERGED_LEN_BYTES_MAX {
-            let mut buf = Vec::with_capacity(data.len());
-            head.append_to(&mut buf);
-            buf.extend_from_slice(data);
-            tail.append_to(&mut buf);
-            return self.put(request, &buf, start).await;
-        }
-        let end = HostOffset::new(host.get() + len);
-        try_join3(
-            self.put_fill(request, head, start),
-            self.put(request, data, host),
-            self.put_fill(request, tail, end),
-        )
-        .await?;
-        Ok(())
-    }
-
-    async fn put_fill(&self, request: &Request<'_>, fill: &Fill, host: HostOffset) -> Result<()> {
-        match fill {
-            Fill::Nothing => Ok(()),
-            Fill::Zeros { len } => self.put_zeros(request, host, *len).await,
-            Fill::Bytes(bytes) => self.put(request, bytes, host).await,
+        match filled {
+            Filled::Merged { is_zero: true, .. } if is_fresh => self.put(request, data, host).await,
+            Filled::Merged { bytes, head_len, .. } => {
+                self.put(request, bytes, HostOffset::new(host.get() - *head_len)).await
+            }
+            Filled::Apart(sides) => {
+                let [head, tail] = sides;
+                let skips = |copied: &Copied| {
+                    copied.len() == 0 || (is_fresh && matches!(copied, Copied::Zeros { .. }))
+                };
+                if skips(head) && skips(tail) {
+                    return self.put(request, data, host).await;
+                }
+                if let (Copied::Zeros { len: before }, Copied::Zeros { len: behind }) = (head, tail)
+                    && before + behind + data.len() as u64 <= MERGED_LEN_BYTES_MAX
+                {
+                    // OK to cast: at most MERGED_LEN_BYTES_MAX.
+                    #[allow(clippy::cast_possible_truncation)]
+                    let (before, behind) = (*before as usize, *behind as usize);
+                    let data_end = before + data.len();
+                    let mut bytes = self.writer.scratch.take(data_end + behind);
+                    bytes[..before].fill(0);
+                    bytes[before..data_end].copy_from_slice(data);
+                    bytes[data_end..].fill(0);
+                    let start = HostOffset::new(host.get() - before as u64);
+                    return self.put(request, &bytes, start).await;
+                }
+                let put = async |copied: &Copied, host: u64| match copied {
+                    copied if skips(copied) => Ok(()),
+                    Copied::Zeros { len } => {
+                        self.put_zeros(request, HostOffset::new(host), *len).await
+                    }
+                    Copied::Bytes(bytes) => self.put(request, bytes, HostOffset::new(host)).await,
+                };
+                try_join3(
+                    put(head, host.get() - head.len()),
+                    self.put(request, data, host),
+                    put(tail, host.get() + data.len() as u64),
+                )
+                .await?;
+                Ok(())
+            }
         }
     }
 
@@ -614,11 +663,10 @@ impl EntryPlace {
     }
 }
 
-fn without_zeros(fill: Fill) -> Fill {
-    match fill {
-        Fill::Zeros { .. } => Fill::Nothing,
-        fill => fill,
-    }
+/// Whether all bytes are zero.
+fn is_zeros(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
 }
 
 /// `len` zeros.

@@ -21,6 +21,7 @@ use super::options::WriteOptions;
 use super::ownership::Ownership;
 use super::refcount_table::RefcountTable;
 use super::requests::Request;
+use super::scratch::Scratch;
 use super::settling::Settling;
 use super::turnstile::{Passing, Turnstile};
 
@@ -51,6 +52,7 @@ pub(crate) struct Writer {
     /// L1 entries that are not on disk yet.
     pub(super) l1_dirty: Mutex<BTreeSet<usize>>,
     pub(super) settling: Settling,
+    pub(super) scratch: Scratch,
     /// Whether the first change has been prepared.
     pub(super) prepared: AsyncMutex<bool>,
     is_prepared: AtomicU64,
@@ -88,6 +90,7 @@ impl Writer {
             many_frees: AtomicU64::new(0),
             l1_dirty: Mutex::default(),
             settling: Settling::default(),
+            scratch: Scratch::default(),
             prepared: AsyncMutex::default(),
             is_prepared: AtomicU64::new(0),
             is_sound: AtomicU64::new(0),
