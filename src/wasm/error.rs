@@ -18,6 +18,7 @@ pub(super) fn to_js(error: Error) -> JsValue {
         Error::OutOfBounds { offset, .. } => ("out-of-bounds", None, Some(*offset)),
         Error::Closed => ("closed", None, None),
         Error::ReadOnly(_) => ("read-only", None, None),
+        Error::Latched(_) => ("latched", None, None),
         Error::NotFound { .. } => ("not-found", None, None),
         Error::InvalidArgument(_) => ("invalid-argument", None, None),
         Error::LimitExceeded { .. } => ("limit-exceeded", None, None),
