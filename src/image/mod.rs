@@ -17,6 +17,7 @@
 //! This module must not know runtimes, files, clocks, threads or randomness.
 
 mod alloc;
+mod backing_name;
 pub mod check;
 mod claims;
 mod close;
@@ -27,6 +28,7 @@ mod create;
 mod deflate;
 mod describe;
 mod detect;
+mod emptying;
 mod free;
 mod gate;
 mod header_change;
@@ -35,6 +37,7 @@ mod l1;
 mod layer;
 mod map;
 mod measure;
+mod merge;
 mod metadata;
 #[cfg(feature = "sim")]
 pub mod mutant;
@@ -73,6 +76,7 @@ pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};
 pub use map::{Extent, ExtentKind, Extents};
 pub use measure::Measurement;
+pub use merge::{Merge, Rebase};
 pub use open::Opened;
 pub use options::{
     OpenOptions, Preallocation, References, ResizeOptions, SnapshotSelector, WriteOptions, ZeroMode,

@@ -95,7 +95,7 @@ impl<S: Storage> RawLayer<S> {
 }
 
 /// What becomes of an entry.
-enum Becomes {
+pub(super) enum Becomes {
     /// It stays.
     Same,
     /// Another one, and what the old one refers to stays referred to.
@@ -139,7 +139,7 @@ impl<S: Storage> Top<'_, S> {
             return self.write_zero_data(request, at..piece_end).await;
         }
         let end = self.slice_end(at).min(whole_end);
-        self.change_entries(request, at..end, |top, entry, guest, part| {
+        self.change_entries(request, at..end, FreeReason::Request, |top, entry, guest, part| {
             if is_v2 {
                 return top.discarded(entry, guest, false);
             }
@@ -171,7 +171,7 @@ impl<S: Storage> Top<'_, S> {
         }
         let end = self.slice_end(start).min(end);
         let done = self
-            .change_entries(request, start..end, |top, entry, guest, _| {
+            .change_entries(request, start..end, FreeReason::Request, |top, entry, guest, _| {
                 top.discarded(entry, guest, has_backing)
             })
             .await?;
@@ -181,10 +181,11 @@ impl<S: Storage> Top<'_, S> {
     /// Changes the entries of a range, which lies in one slice, as `change` says of each, from the first on, and returns how
     /// many bytes of the range are done with. `change` is given the entry, the start of its cluster and the part of it that
     /// is in the range.
-    async fn change_entries(
+    pub(super) async fn change_entries(
         &self,
         request: &Request<'_>,
         range: Range<u64>,
+        reason: FreeReason,
         change: impl Fn(&Self, &L2Entry, u64, &Range<u64>) -> Result<Becomes>,
     ) -> Result<u64> {
         let geometry = self.layer.geometry;
@@ -235,7 +236,7 @@ impl<S: Storage> Top<'_, S> {
             place.store(self, &new);
         }
         for entry in &gone {
-            self.free_entry(entry, FreeReason::Request);
+            self.free_entry(entry, reason);
         }
         let external = self.layer.context.data_file() && !is_raw;
         if !gone.is_empty() && external && self.writer.options.pass_discard_request {
@@ -329,18 +330,21 @@ impl<S: Storage> Top<'_, S> {
             at += extent.len;
         }
         // What lies below cannot change, but the entry may have.
-        let changed = self.change_entries(request, whole, |top, entry, guest, part| {
-            let kind = top.layer.cluster_kind(entry, guest)?;
-            let zero = top.subclusters(part);
-            let has_data = match top.layer.geometry.extended_l2() {
-                true => matches!(kind, ClusterKind::Compressed(_)) || entry.bitmap() & zero != 0,
-                false => !matches!(kind, ClusterKind::Unallocated | ClusterKind::Zero { .. }),
-            };
-            match has_data {
-                true => Ok(Becomes::Same),
-                false => top.zeroed(entry, guest, part, ZeroMode::KeepSpace),
-            }
-        });
+        let changed =
+            self.change_entries(request, whole, FreeReason::Request, |top, entry, guest, part| {
+                let kind = top.layer.cluster_kind(entry, guest)?;
+                let zero = top.subclusters(part);
+                let has_data = match top.layer.geometry.extended_l2() {
+                    true => {
+                        matches!(kind, ClusterKind::Compressed(_)) || entry.bitmap() & zero != 0
+                    }
+                    false => !matches!(kind, ClusterKind::Unallocated | ClusterKind::Zero { .. }),
+                };
+                match has_data {
+                    true => Ok(Becomes::Same),
+                    false => top.zeroed(entry, guest, part, ZeroMode::KeepSpace),
+                }
+            });
         changed.await.map(drop)
     }
 

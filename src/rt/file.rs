@@ -91,6 +91,11 @@ impl FileOptions {
         self
     }
 
+    /// Whether the file may be changed.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     /// The access mode of an open call.
     pub(super) fn access(&self) -> OFlags {
         if self.writable { OFlags::RDWR } else { OFlags::RDONLY }

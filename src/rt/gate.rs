@@ -82,22 +82,28 @@ impl FolderGate {
         self.options = options.clone().create(false).truncate(false).block_device(false);
         self
     }
-}
 
-impl Gate for FolderGate {
-    type Storage = DiskStorage;
+    /// Opens what `reference` names for writing: a backing file that the image above it is to be merged into. The same
+    /// places are approved of as for reading.
+    ///
+    /// # Errors
+    /// As [`Gate::open`].
+    pub async fn open_writable(&self, reference: &Reference<'_>) -> Result<Source<DiskStorage>> {
+        self.clone().open_as(reference, true).await
+    }
 
-    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<DiskStorage>> {
+    async fn open_as(
+        mut self,
+        reference: &Reference<'_>,
+        writable: bool,
+    ) -> Result<Source<DiskStorage>> {
         check_name(reference)?;
         let format = stated_format(reference)?;
-        let (mut gate, folder) = (self.clone(), folder_of(reference.from).to_path_buf());
-        // Below the image itself nothing is written to.
-        if reference.kind != ReferenceKind::DataFile || reference.depth > 0 {
-            gate.options = gate.options.writable(false);
-        }
+        self.options = self.options.writable(writable);
+        let folder = folder_of(reference.from).to_path_buf();
         let name = PathBuf::from(OsStr::from_bytes(reference.name));
         // Opening can wait for a disk or a network.
-        let opened = unblock(move || gate.open_file(&folder, &name)).await;
+        let opened = unblock(move || self.open_file(&folder, &name)).await;
         let storage = match opened {
             Ok(storage) => storage,
             Err(Denied::Refused(reason)) => return Err(reference.refused(reason)),
@@ -109,7 +115,19 @@ impl Gate for FolderGate {
             Some(format) => format,
             None => probe(&storage, &location(reference)).await?,
         };
-        let source = Source { location: location(reference), ..storage.into_source(format) };
+        Ok(Source { location: location(reference), ..storage.into_source(format) })
+    }
+}
+
+impl Gate for FolderGate {
+    type Storage = DiskStorage;
+
+    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<DiskStorage>> {
+        // Below the image itself nothing is written to.
+        let writable = self.options.is_writable()
+            && reference.kind == ReferenceKind::DataFile
+            && reference.depth == 0;
+        let source = self.clone().open_as(reference, writable).await?;
         Ok(Answer::Open(source))
     }
 }

@@ -8,6 +8,7 @@
 mod support;
 
 mod bench;
+mod chain;
 mod check;
 mod compare;
 mod convert;

@@ -56,6 +56,9 @@ const VERBS: &[Verb] = &[
     verb!(compare),
     verb!(convert),
     verb!(create),
+    verb!(resize),
+    verb!(commit),
+    verb!(rebase),
     verb!(measure),
     verb!(snapshot),
     verb!(bench),
@@ -68,10 +71,11 @@ const VERBS: &[Verb] = &[
 ///
 /// # Errors
 /// What ended it.
-pub(crate) fn run(persona: Persona, arguments: Vec<OsString>) -> Result<u8, Failure> {
+pub(crate) fn run(persona: Persona, mut arguments: Vec<OsString>) -> Result<u8, Failure> {
     if persona == Persona::QemuIo {
         return run_io(arguments);
     }
+    crate::resize::protect_size(&mut arguments);
     let matches = match command(persona).try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => return help_or_usage(&error, persona, &arguments),

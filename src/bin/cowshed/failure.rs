@@ -94,6 +94,18 @@ impl Failure {
             .with_hint((persona == Persona::QemuImg).then_some(hint))
     }
 
+    /// The same, as what went wrong in `doing`.
+    #[must_use]
+    pub(crate) fn doing(self, doing: String) -> Self {
+        match self.what {
+            What::Image { image, reason, .. } => {
+                let context = Context::Doing(doing);
+                Self { what: What::Image { image, context, reason }, ..self }
+            }
+            what => Self { what, ..self },
+        }
+    }
+
     /// The same with another exit code.
     #[must_use]
     pub(crate) fn with_code(self, code: u8) -> Self {

@@ -436,6 +436,11 @@ impl FormatOptions {
     }
 }
 
+/// Whether QEMU has a format of this name.
+pub(crate) fn is_format(name: &str) -> bool {
+    FORMATS.contains(&name)
+}
+
 /// The preallocation of this name.
 fn preallocation(name: &str) -> Option<Preallocation> {
     Some(match name {

@@ -19,7 +19,7 @@ use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockError, LockMode, ope
 use cowshed::storage::{Buf, Storage};
 use cowshed::workers::Workers;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, warn};
 use crate::options;
 use crate::persona::Persona;
 use crate::size::SIZE_MAX;
@@ -205,6 +205,23 @@ impl Opening {
         opened.map_err(|error| Failure::open(name, reason(&error)))
     }
 
+    /// As [`Self::open`], for writing; says what `qemu-img` says of a raw image whose format was guessed.
+    ///
+    /// # Errors
+    /// [`Failure::open`].
+    pub(crate) async fn open_and_warn(&self, name: &OsStr) -> Result<DiskImage, Failure> {
+        let image = self.open(name).await?;
+        if self.format.is_none() && image.header().is_none() {
+            warn_of_guess(name);
+        }
+        Ok(image)
+    }
+
+    /// How the engine opens.
+    pub(crate) fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
     /// As [`Self::open`], at another snapshot, and with the engine's own error.
     ///
     /// # Errors
@@ -294,7 +311,10 @@ impl Opening {
     }
 
     /// What decides which files images may name.
-    fn gate(&self, name: &OsStr) -> Result<FolderGate, Failure> {
+    ///
+    /// # Errors
+    /// What the system says about the image's folder.
+    pub(crate) fn gate(&self, name: &OsStr) -> Result<FolderGate, Failure> {
         let failed = |error: io::Error| open_failure(name, &error, self.persona);
         let mut gate = match self.persona {
             Persona::Cowshed => FolderGate::new(name).map_err(failed)?,
@@ -369,6 +389,16 @@ async fn is_preallocated(image: &DiskImage, depth: usize, layer: &LayerInfo<'_>)
         }
     }
     found >= enough
+}
+
+/// Says that an image is written to that was taken for raw because it is nothing else.
+pub(crate) fn warn_of_guess(name: &OsStr) {
+    warn(&format!(
+        "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically detecting the \
+         format is dangerous for raw images, write operations on block 0 will be restricted.\n         Specify the \
+         'raw' format explicitly to remove the restrictions.",
+        crate::escape::terminal(name.as_encoded_bytes())
+    ));
 }
 
 /// A file cannot be opened.
