@@ -253,7 +253,7 @@ impl<S: Storage> Top<'_, S> {
         taken.keep();
         layer.l1_table.store(host.get(), Ordering::Release);
         layer.l1.grow(usize::try_from(entries).unwrap_or(usize::MAX));
-        self.barrier().await?;
+        // Before anything is awaited: it becomes free by the next commit, as everything that was unmapped.
         let old_len = old.l1_table_len();
         if old_len > 0 {
             let bits = layer.geometry.cluster_bits();
@@ -262,7 +262,7 @@ impl<S: Storage> Top<'_, S> {
             let epoch = self.image.requests.epoch();
             self.writer.frees.lock().add(Free { clusters, reason: FreeReason::Other, epoch });
         }
-        Ok(())
+        self.barrier().await
     }
 
     /// Whether the cluster that holds guest offset `at` has data of its own.
