@@ -15,6 +15,7 @@ use crate::format::{HostOffset, RefcountTableEntry, refcount};
 use crate::storage::Storage;
 
 use super::free::{Free, FreeReason};
+use super::mutant::{self, Mutant};
 use super::ownership::Owner;
 use super::settling::File;
 use super::writer::{Top, Writer};
@@ -315,6 +316,16 @@ impl<'a, S: Storage> Top<'a, S> {
             }
             let count = at_hand.1.as_ref().map_or(0, |slice| self.refcount_of(slice, cluster));
             let free = count == 0 && cluster > 0 && self.is_unused(allocator, cluster);
+            // What may yet land there has to be waited for: it may be anywhere, so that no other cluster is better.
+            let bits = geometry.cluster_bits();
+            let range = cluster << bits..(cluster + 1) << bits;
+            if free
+                && self.writer.settling.overlaps(File::Image, &range)
+                && !mutant::is(Mutant::ForgetDroppedWrites)
+            {
+                self.settle().await?;
+                continue;
+            }
             run = if free { run + 1 } else { 0 };
             allocator.next += 1;
         }
@@ -329,12 +340,7 @@ impl<'a, S: Storage> Top<'a, S> {
             false => cluster >= allocator.end && ownership.owner(cluster) == Owner::Free,
         };
         drop(ownership);
-        let bits = self.layer.geometry.cluster_bits();
         unused
-            && !self
-                .writer
-                .settling
-                .overlaps(File::Image, &(cluster << bits..(cluster + 1) << bits))
     }
 
     /// Whether all these clusters have a refcount block.

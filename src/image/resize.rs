@@ -13,6 +13,7 @@ use super::free::{Free, FreeReason};
 use super::layer::{Below, RawLayer};
 use super::options::{Preallocation, ResizeOptions, ZeroMode};
 use super::ownership::Owner;
+use super::settling::File;
 use super::writer::{NOT_GROWING, Target, Top};
 
 impl<S: Storage> Image<S> {
@@ -200,8 +201,12 @@ impl<S: Storage> Top<'_, S> {
         if len >= metadata.file_len() {
             return Ok(());
         }
+        // Cancel: it may yet land, on what is written behind the new end.
+        let landing = self.writer.settling.begin(None, File::Image, len..u64::MAX);
+        let cut = metadata.storage().set_len(len).await;
+        landing.end();
         // A courtesy, as a device has the length that it has.
-        if metadata.storage().set_len(len).await.is_ok() {
+        if cut.is_ok() {
             metadata.cut_to(len);
         }
         Ok(())
