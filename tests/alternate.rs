@@ -195,13 +195,13 @@ impl Model {
     /// Takes what a reader says of discarded ranges, if it is one of the two.
     fn settle(&mut self, found: &[u8], description: &str) {
         for range in std::mem::take(&mut self.discarded) {
-            for at in range.start as usize..range.end as usize {
+            let part = range.start as usize..range.end as usize;
+            for (known, found) in self.bytes[part.clone()].iter_mut().zip(&found[part]) {
                 assert!(
-                    found[at] == 0 || found[at] == self.bytes[at],
-                    "{description}: byte {at:#x} reads {:#x} after a discard of {range:x?}",
-                    found[at]
+                    *found == 0 || found == known,
+                    "{description}: reads {found:#x} for {known:#x} after a discard of {range:x?}"
                 );
-                self.bytes[at] = found[at];
+                *known = *found;
             }
         }
     }

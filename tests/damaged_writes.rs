@@ -10,6 +10,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::cast_possible_truncation,
+    unreachable_pub,
     reason = "a panic is how a test fails"
 )]
 

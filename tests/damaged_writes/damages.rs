@@ -112,7 +112,7 @@ pub fn damages(base: &Base) -> Vec<Damage> {
         });
     }
     add("data entry is not aligned".into(), &|t| {
-        t.put(entry(FRESH), host(FRESH) + 512 | COPIED | u64::from(size == 512) << 8);
+        t.put(entry(FRESH), (host(FRESH) + 512) | COPIED | (u64::from(size == 512) << 8));
     });
     add("L1 entry has reserved bits".into(), &|t| t.put(t.l1(), t.word(t.l1()) | 0x7f << 56));
     add("one snapshot more".into(), &|t| t.put_half(60, t.half(60) + 1));

@@ -111,7 +111,7 @@ impl Tables {
     /// Refcounts a block holds.
     pub fn block_entries(&self) -> u64 {
         let order = if self.half(4) == 2 { 4 } else { self.half(96) };
-        self.cluster_size() * 8 >> order
+        (self.cluster_size() * 8) >> order
     }
 
     /// Sets the refcount of a host cluster; of 8 bits and more.
