@@ -279,8 +279,9 @@ fn run(
             }
         }
         if !flushed {
-            // What was not flushed may be lost.
+            // What was not flushed may be lost, all of it or what came last.
             for op in ops {
+                expected.either.push((op.range(), op.data()));
                 expected.either.push((op.range(), part(&before.disks[0], piece, op)));
             }
         }
