@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use cowshed::cache::Cleaner;
-use cowshed::image::check::{CheckOptions, Finding, check_storage};
+use cowshed::image::check::{CheckOptions, Finding, Repair, check_storage, repair_storage};
 use cowshed::image::{
     Answer, Format, Gate, Image, OpenOptions, Reference, ReferenceKind, ResizeOptions,
     SnapshotSelector, Source, WriteOptions, ZeroMode,
@@ -198,8 +198,10 @@ impl Engine for Cow {
         Ok(health)
     }
 
-    async fn repair<S: Storage + Clone>(&self, _files: &Files<S>) -> Result<bool> {
-        Ok(false)
+    async fn repair<S: Storage + Clone>(&self, files: &Files<S>) -> Result<bool> {
+        let options = CheckOptions::default();
+        repair_storage(&files.image, Repair::Leaks, &options, &mut ()).await?;
+        Ok(true)
     }
 }
 

@@ -30,7 +30,6 @@ fn plan(seed: u64) -> Plan {
 }
 
 #[test]
-#[ignore = "the engine does not write yet"]
 fn each_call_that_fails_leaves_the_disk_whole_and_the_request_works_the_second_time() {
     let (mut errors, mut states) = (0, 0);
     for seed in 0..LIVES {

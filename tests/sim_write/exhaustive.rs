@@ -40,7 +40,6 @@ const WORDS: [(What, u64, u64); 7] = [
 ];
 
 #[test]
-#[ignore = "the engine does not write yet"]
 fn every_short_program_survives_a_power_loss_after_every_step() {
     let requests = super::number("COWSHED_SIM_REQUESTS").unwrap_or(REQUESTS_DEFAULT);
     let outcomes = super::number("COWSHED_SIM_OUTCOMES").unwrap_or(OUTCOMES_DEFAULT);

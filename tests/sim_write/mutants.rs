@@ -11,7 +11,7 @@ use super::workload::Plan;
 const SEEDS: u64 = 2000;
 
 #[test]
-#[ignore = "the engine does not write yet"]
+#[ignore = "takes minutes: run it with --include-ignored"]
 fn each_rule_that_is_switched_off_is_missed() {
     let mut survivors = Vec::new();
     for mutant in Mutant::ALL {

@@ -167,8 +167,7 @@ impl Plan {
         let mut faults = if random.chance(250) { Faults::random(random) } else { no_faults() };
         faults.stall = no_faults().stall;
         let granule = if random.chance(200) { 64 } else { 512 };
-        // An image that is not closed after refcounts were written late wants a repair first.
-        let phases = if setup.lazy_refcounts { 1 } else { 1 + random.index(3) };
+        let phases = 1 + random.index(3);
         let lanes = 1 + random.index(4);
         let each = 4 + random.index(16);
         let drops = if random.toss() { 50 } else { 0 };

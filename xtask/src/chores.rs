@@ -90,7 +90,7 @@ pub(crate) fn sim(seeds: u64, from: u64) -> Result<()> {
             .env("COWSHED_SIM_SEEDS", seeds.to_string())
             .env("COWSHED_SIM_FROM", from.to_string())
             .args(["test", "--release", "--features", "sim", "--test", "sim_write"])
-            .args(["lives_of_disks", "--", "--include-ignored", "--nocapture"]))
+            .args(["lives_of_disks", "--", "--nocapture"]))
     })
 }
 
