@@ -54,11 +54,6 @@ pub(crate) struct AsyncMutex<T> {
 }
 
 impl<T> AsyncMutex<T> {
-    /// Guards `value`.
-    pub(crate) fn new(value: T) -> Self {
-        Self { inner: async_lock::Mutex::new(value), released: Event::new() }
-    }
-
     /// Waits for the lock.
     ///
     /// # Cancel safety

@@ -23,8 +23,12 @@
 //!
 //! Source: QEMU block/qcow2-threads.c, qcow2_zlib_compress and qcow2_zstd_compress.
 
+// OK to cast: slots, lengths, distances and symbols have at most 16 bits.
+#[allow(clippy::cast_possible_truncation)]
 mod block;
+#[allow(clippy::cast_possible_truncation)]
 mod encoder;
+#[allow(clippy::cast_possible_truncation)]
 mod prefix;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +52,8 @@ struct Context {
     stream: Vec<u8>,
 }
 
+// A few are kept for each image; boxing one would not pay.
+#[allow(clippy::large_enum_variant)]
 enum Encoder {
     Deflate(encoder::Encoder),
     Zstd(zstd_stream::Encoder),
@@ -154,6 +160,7 @@ mod zstd_stream {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)]
 mod tests {
     use std::sync::Arc;
 

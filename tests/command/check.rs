@@ -145,7 +145,9 @@ fn repairs_are_those_of_qemu() {
     let refcount =
         |cluster: u64, refcount: u16| (block + 2 * cluster, refcount.to_be_bytes().to_vec());
     let word = |offset: u64, word: u64| (offset, word.to_be_bytes().to_vec());
-    let cases: &[(&str, Vec<(u64, Vec<u8>)>)] = &[
+    // Bytes to put at offsets.
+    type Pokes = Vec<(u64, Vec<u8>)>;
+    let cases: &[(&str, Pokes)] = &[
         ("nothing", vec![]),
         ("leak", vec![refcount(7, 3)]),
         ("too low", vec![refcount(7, 3), word(l2 + 8, first), refcount(9, 2)]),

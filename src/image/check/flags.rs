@@ -89,20 +89,25 @@ impl<C: Cell, O: CheckObserver> Pass<'_, '_, C, O> {
             }
             flags.again = false;
             let len = flags.pass.layout.cluster_size;
-            while tables_differ {
-                let pieces = tables.segments(len).filter(|segment| segment.weight.active > 0).map(
-                    |segment| Piece {
-                        range: segment.range,
-                        what: (segment.weight.active, segment.base),
-                    },
-                );
-                source
-                    .each(pieces, |at, bytes, (times, base)| flags.table(at, bytes, *times, *base))
-                    .await?;
-                flags.again = std::mem::take(&mut flags.full);
-                flags.store(target).await?;
-                if !flags.again {
-                    break;
+            if tables_differ {
+                loop {
+                    let pieces = tables
+                        .segments(len)
+                        .filter(|segment| segment.weight.active > 0)
+                        .map(|segment| Piece {
+                            range: segment.range,
+                            what: (segment.weight.active, segment.base),
+                        });
+                    source
+                        .each(pieces, |at, bytes, (times, base)| {
+                            flags.table(at, bytes, *times, *base)
+                        })
+                        .await?;
+                    flags.again = std::mem::take(&mut flags.full);
+                    flags.store(target).await?;
+                    if !flags.again {
+                        break;
+                    }
                 }
             }
             flags.store(target).await?;

@@ -269,7 +269,7 @@ fn refuse(settings: &Settings) -> Result<(), Wrong> {
 
 /// Refuses options of writing that images of version 2 do not have.
 pub(super) fn goes_with_version(image: &DiskImage, write: &WriteOptions) -> Result<(), Wrong> {
-    if !image.header().is_some_and(|header| header.version == Version::V2) {
+    if image.header().is_none_or(|header| header.version != Version::V2) {
         Ok(())
     } else if write.lazy_refcounts == Some(true) {
         let text =
