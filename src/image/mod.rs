@@ -49,6 +49,7 @@ mod overlap;
 mod ownership;
 mod published;
 mod read;
+mod rebase;
 mod refcount;
 mod refcount_table;
 mod requests;
@@ -76,12 +77,13 @@ pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};
 pub use map::{Extent, ExtentKind, Extents};
 pub use measure::Measurement;
-pub use merge::{Merge, Rebase};
+pub use merge::Merge;
 pub use open::Opened;
 pub use options::{
     OpenOptions, Preallocation, References, ResizeOptions, SnapshotSelector, WriteOptions, ZeroMode,
 };
 pub use overlap::OverlapChecks;
+pub use rebase::Rebase;
 
 use layer::{Body, Layer};
 use requests::Requests;
