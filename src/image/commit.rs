@@ -267,10 +267,17 @@ impl<S: Storage> Top<'_, S> {
                     continue;
                 }
             };
-            if punches {
-                self.punch_unreferenced(&part).await;
+            let punches_late = mutant::is(Mutant::ReuseBeforePunch);
+            if punches && !punches_late {
+                for unreferenced in self.last_references(part.clone()).await.unwrap_or_default() {
+                    self.punch(&unreferenced).await;
+                }
             }
-            self.drop_references(part).await?;
+            for free in self.drop_references(part).await? {
+                if punches && punches_late {
+                    self.punch(&free).await;
+                }
+            }
             due.done(end);
         }
         Ok(())
@@ -301,18 +308,15 @@ impl<S: Storage> Top<'_, S> {
         }
     }
 
-    /// Gives up the space of those clusters that have no other reference than the one that goes. That they can is a
-    /// courtesy: if the storage refuses, they keep it.
-    async fn punch_unreferenced(&self, clusters: &std::ops::Range<u64>) {
+    /// Gives up the space of clusters that nobody needs. That they can is a courtesy: if the storage refuses, they keep it.
+    async fn punch(&self, clusters: &std::ops::Range<u64>) {
         let bits = self.layer.geometry.cluster_bits();
-        for cluster in self.last_references(clusters.clone()).await.unwrap_or_default() {
-            let (offset, len) = (cluster.start << bits, (cluster.end - cluster.start) << bits);
-            let landing =
-                self.writer.settling.begin(None, File::Image, offset..offset.saturating_add(len));
-            let metadata = &self.layer.metadata;
-            let _ = metadata.blocks().discard(metadata.storage(), offset, len).await;
-            landing.end();
-        }
+        let (offset, len) = (clusters.start << bits, (clusters.end - clusters.start) << bits);
+        let range = offset..offset.saturating_add(len);
+        let landing = self.writer.settling.begin(None, File::Image, range);
+        let metadata = &self.layer.metadata;
+        let _ = metadata.blocks().discard(metadata.storage(), offset, len).await;
+        landing.end();
     }
 
     /// Writes zeros over metadata that nothing refers to yet, and forgets what the caches knew of its place.

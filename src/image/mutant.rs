@@ -5,6 +5,11 @@
 //!
 //! This module must not know what finds mutants, nor be used for anything else than leaving a rule out.
 
+#![cfg_attr(
+    not(feature = "sim"),
+    allow(dead_code, unreachable_pub, reason = "without the simulator nothing makes a mutant")
+)]
+
 /// A rule that is left out. Its name says what the engine does instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
