@@ -1,6 +1,8 @@
 //! The fear: compressed clusters that only this engine can read.
 //!
 //! Clusters of every kind are written compressed, and QEMU reads the disk back and checks the image.
+
+#![cfg(not(target_family = "wasm"))]
 #![cfg(all(unix, feature = "file"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
