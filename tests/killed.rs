@@ -6,6 +6,7 @@
 //! disk holds what was flushed last or something that was written to it since. Power loss, where less survives than what
 //! the kernel was told, is the simulator's.
 
+#![cfg(not(target_family = "wasm"))]
 #![cfg(all(target_os = "linux", feature = "file"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
