@@ -26,6 +26,14 @@ impl<S: Storage> Image<S> {
         self.requests.close().await;
         self.cleaner.stop();
         self.cleaner.join().await;
+        #[cfg(feature = "write")]
+        self.finish().await?;
+        Ok(())
+    }
+
+    /// Writes back what is dirty, once.
+    #[cfg(feature = "write")]
+    async fn finish(&self) -> Result<()> {
         let Ok((writer, target)) = self.target() else { return Ok(()) };
         let mut closed = writer.closed.lock().await;
         if *closed {

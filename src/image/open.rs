@@ -13,6 +13,7 @@ use crate::storage::{Blocks, Storage};
 use crate::sync::AtomicU64;
 
 use super::Image;
+#[cfg(feature = "write")]
 use super::check::make_writable;
 use super::codec::Codec;
 use super::gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, Source};
@@ -59,6 +60,9 @@ impl<S: Storage> Image<S> {
         gate: &G,
         options: OpenOptions,
     ) -> Result<Opened<S>> {
+        if options.write.is_some() && cfg!(not(feature = "write")) {
+            return Err(Error::ReadOnly("this program was built without the feature write".into()));
+        }
         if options.write.is_some() && options.snapshot.is_some() {
             return Err(Error::InvalidArgument("a snapshot cannot be written to".into()));
         }
@@ -97,6 +101,7 @@ impl<S: Storage> Image<S> {
                     })
                 }
                 Format::Qcow2 => {
+                    #[cfg(feature = "write")]
                     if depth == 0 && options.write.is_some() {
                         make_writable(&source.storage).await?;
                     }

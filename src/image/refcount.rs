@@ -31,6 +31,7 @@ impl<S: Storage> Image<S> {
     /// Dropping the future has no effect.
     pub async fn layer_refcount(&self, depth: usize, offset: HostOffset) -> Result<Option<u64>> {
         let _request = self.requests.enter()?;
+        #[cfg(feature = "write")]
         if let (0, Some(top)) = (depth, self.top())
             && top.writer.is_prepared()
         {

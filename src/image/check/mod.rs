@@ -35,6 +35,7 @@ mod walk;
 
 use std::ops::Range;
 
+#[cfg(feature = "write")]
 pub(crate) use repair::make_writable;
 pub use repair::{Repair, RepairReport, repair_storage};
 pub use report::{
@@ -96,6 +97,7 @@ impl<S: Storage> Image<S> {
         observer: &mut O,
     ) -> Result<CheckReport> {
         // What is checked is what is in the file.
+        #[cfg(feature = "write")]
         self.flush().await?;
         let _request = self.requests.enter()?;
         match &self.layers[0].body {

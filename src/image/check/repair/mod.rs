@@ -130,6 +130,7 @@ pub async fn repair_storage<S: Storage, O: CheckObserver>(
 /// # Cancel safety
 ///
 /// As [`repair_storage`].
+#[cfg(feature = "write")]
 pub(crate) async fn make_writable<S: Storage>(storage: &S) -> Result<()> {
     let (header, _) = load_header(storage).await?;
     if header.incompatible.contains(Incompatible::CORRUPT) {
