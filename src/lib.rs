@@ -4,7 +4,6 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
-
 // What only writing uses is not compiled into a program that does not write.
 #![cfg_attr(not(feature = "write"), allow(dead_code, unused_imports))]
 

@@ -425,7 +425,12 @@ impl<G: Guest> Shared<'_, G> {
             What::Discard => {
                 // Clusters that are not discarded as a whole keep what they have, or are zeros.
                 let end = op.offset + len;
-                let whole_end = if end == size { end } else { end / cluster_size * cluster_size };
+                // The last cluster counts as whole where the disk ends in it, which a resize at the same time may change.
+                let resizes = self.plan.ops.iter().any(|op| op.what == What::Resize);
+                let whole_end = match end == size && !resizes {
+                    true => end,
+                    false => end / cluster_size * cluster_size,
+                };
                 let whole = op.offset.next_multiple_of(cluster_size).min(end);
                 let whole = whole..whole_end.max(whole);
                 let setup = &self.plan.setup;
