@@ -16,7 +16,7 @@
 //! | 63 | closed |
 //!
 //! A write that was dropped while the storage worked on it holds its epoch on, until a flush has shown that it will not land
-//! any more: see [`Requests::hold`].
+//! any more: see [`Request::hold`].
 
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, AtomicUsize, Event, Ordering};

@@ -69,7 +69,7 @@ impl CreateOptions {
         }
     }
 
-    /// Says what is wrong with the options, which [`create`] would say too: before a file is touched.
+    /// Says what is wrong with the options, which [`create`](super::create()) would say too: before a file is touched.
     ///
     /// # Errors
     /// `InvalidArgument`, in QEMU's words.
