@@ -10,7 +10,7 @@ use crate::sync::Ordering;
 
 use super::Image;
 use super::free::{Free, FreeReason};
-use super::layer::{Below, RawLayer};
+use super::layer::{Below, RawLayer, RunKind};
 use super::options::{Preallocation, ResizeOptions, ZeroMode};
 use super::ownership::Owner;
 use super::settling::File;
@@ -270,15 +270,20 @@ impl<S: Storage> Top<'_, S> {
         self.barrier().await
     }
 
-    /// Whether the cluster that holds guest offset `at` has data of its own.
+    /// Whether the cluster that holds guest offset `at` has data of its own, there or behind it.
     async fn is_allocated(&self, at: u64) -> Result<bool> {
-        let geometry = self.layer.geometry;
-        let start = geometry.align_down(at);
-        let run = self.image.layers[0].run(start, 1).await?;
-        Ok(!matches!(
-            run.kind,
-            super::layer::RunKind::Unallocated { host: None } | super::layer::RunKind::Zero { .. }
-        ))
+        let cluster_size = self.layer.geometry.cluster_size();
+        // With extended L2 entries its parts may be of different kinds, and what is behind `at` counts.
+        let mut at = at;
+        let end = at.next_multiple_of(cluster_size);
+        while at < end {
+            let run = self.image.layers[0].run(at, end - at).await?;
+            if !matches!(run.kind, RunKind::Unallocated { .. } | RunKind::Zero { .. }) {
+                return Ok(true);
+            }
+            at += run.len;
+        }
+        Ok(false)
     }
 
     /// Unmaps everything behind `size`. Nobody else may be in.

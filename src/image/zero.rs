@@ -226,10 +226,14 @@ impl<S: Storage> Top<'_, S> {
         let is_raw =
             self.layer.header.get().autoclear.contains(crate::format::Autoclear::DATA_FILE_RAW);
         let disk_end = self.layer.virtual_size().min(range.start + done);
-        if is_raw && range.start < disk_end {
-            // Whoever reads the data file alone must see the zeros.
-            let len = disk_end - range.start;
-            self.put_zeros(request, HostOffset::new(range.start), len).await?;
+        for (cluster, (new, old)) in (first..=last).zip(new.iter().zip(&entries)) {
+            // Whoever reads the data file alone must see the zeros, and no more than them.
+            let guest = cluster << bits;
+            let start = range.start.max(guest);
+            let end = disk_end.min(guest.saturating_add(cluster_size));
+            if is_raw && new != old && start < end {
+                self.put_zeros(request, HostOffset::new(start), end - start).await?;
+            }
         }
         // From here on nothing is awaited and nothing fails.
         if new.iter().zip(&entries).any(|(new, old)| new != old) {
