@@ -272,7 +272,7 @@ fn format_is_the_stated_one_and_guessed_only_if_none_is() {
     assert_eq!(format(backing_file, "base", None).unwrap(), Format::Raw);
     assert_eq!(format(ReferenceKind::DataFile, "header", None).unwrap(), Format::Raw);
     let error = format(backing_file, "base", Some("vmdk")).unwrap_err();
-    assert!(error.to_string().contains("format \"vmdk\" is not supported"), "{error}");
+    assert!(error.to_string().contains("Unknown driver 'vmdk'"), "{error}");
 }
 
 #[test]

@@ -66,6 +66,28 @@ structures! {
     BackingChain = "backing chain", "backing chain layer";
 }
 
+/// What a kind holds: a number or not.
+pub(super) trait Value {
+    /// The number, if it is one.
+    fn value(&self) -> Option<u64> {
+        None
+    }
+}
+
+macro_rules! numbers {
+    ($($number:ty),*) => {
+        $(impl Value for $number {
+            fn value(&self) -> Option<u64> {
+                u64::try_from(*self).ok()
+            }
+        })*
+    };
+}
+
+numbers!(u8, u16, u32, u64, usize);
+impl Value for String {}
+impl Value for &'static str {}
+
 /// Defines an opaque error around an enum of kinds, with for each its code, its fields and its message, so that none can
 /// be forgotten.
 macro_rules! kinds {
@@ -104,6 +126,15 @@ macro_rules! kinds {
             /// Returns the index of the entry in its table.
             pub fn index(&self) -> Option<u64> {
                 self.0.index
+            }
+
+            /// Returns the number that broke the rule, as it stands in the image, where it is one number.
+            pub fn value(&self) -> Option<u64> {
+                let values: &[Option<u64>] = match &self.0.kind {
+                    $($name::$variant $({ $($field),* })? =>
+                        &[$($(crate::error::place::Value::value($field)),*)?],)*
+                };
+                values.first().copied().flatten()
             }
 
             /// Returns the message without the place.

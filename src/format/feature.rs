@@ -171,8 +171,8 @@ impl FeatureNames {
         (FeatureKind::Autoclear, 1, "raw external data"),
     ];
 
-    /// Makes the table from the data of its header extension. Any bytes are a table: what is not a whole entry at its end
-    /// names nothing and is kept.
+    /// Makes the table from the data of its header extension. Any bytes are a table: an entry that is cut short at its end
+    /// counts as if zeros followed, as in QEMU.
     pub fn from_bytes(data: Vec<u8>) -> Self {
         Self(data)
     }
@@ -203,7 +203,7 @@ impl FeatureNames {
 
     /// Returns the entries in their order.
     pub fn iter(&self) -> impl Iterator<Item = FeatureName<'_>> {
-        self.0.chunks_exact(Self::ENTRY_LEN).map(|entry| {
+        self.0.chunks(Self::ENTRY_LEN).filter(|entry| entry.len() > 2).map(|entry| {
             let name = &entry[2..];
             let len = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
             FeatureName {

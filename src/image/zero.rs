@@ -130,7 +130,7 @@ impl<S: Storage> Top<'_, S> {
             };
             if !as_data {
                 if !is_v2 {
-                    self.zero_whole(request, at - at % sub).await?;
+                    self.zero_whole(request, at - at % sub, at..piece_end).await?;
                 }
                 if self.reads_zero(at).await? {
                     return Ok(piece_end - at);
@@ -316,8 +316,9 @@ impl<S: Storage> Top<'_, S> {
         Ok(if range.start + done == end { range.end - range.start } else { done })
     }
 
-    /// Makes the subcluster at `start` zeros by its entry, if it reads as zeros already and the image has no data for it.
-    async fn zero_whole(&self, request: &Request<'_>, start: u64) -> Result<()> {
+    /// Makes the subcluster at `start` zeros by its entry, if the image has no data for it and all of it but `asked`, which
+    /// is to be zeros, reads as zeros already.
+    async fn zero_whole(&self, request: &Request<'_>, start: u64, asked: Range<u64>) -> Result<()> {
         let whole = start..start.saturating_add(self.layer.geometry.subcluster_size());
         let is_unallocated = |kind| matches!(kind, super::layer::RunKind::Unallocated { .. });
         if !is_unallocated(self.image.layers[0].run(start, 1).await?.kind) {
@@ -326,8 +327,13 @@ impl<S: Storage> Top<'_, S> {
         let end = whole.end.min(self.layer.virtual_size());
         let mut at = start;
         while at < end {
+            if asked.contains(&at) {
+                at = asked.end;
+                continue;
+            }
             // What cannot be looked up is not known to be zeros.
-            let Ok(extent) = self.image.extent_at(at, end - at, &[]).await else { return Ok(()) };
+            let upto = if at < asked.start { asked.start } else { end };
+            let Ok(extent) = self.image.extent_at(at, upto - at, &[]).await else { return Ok(()) };
             if matches!(extent.kind, ExtentKind::Data { .. } | ExtentKind::Compressed { .. }) {
                 return Ok(());
             }

@@ -326,7 +326,7 @@ fn stated_format(reference: &Reference<'_>) -> Result<Option<Format>> {
         (ReferenceKind::BackingFile, Some(b"raw")) => Ok(Some(Format::Raw)),
         (ReferenceKind::BackingFile, Some(other)) => {
             let other = String::from_utf8_lossy(other);
-            Err(reference.refused(format!("its format {other:?} is not supported")))
+            Err(reference.refused(format!("Unknown driver '{other}'")))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A wrong command line is answered in the words of `qemu-img`, with its exit code.
 
+use std::os::unix::fs::FileExt as _;
+
 use crate::Folder;
 
 #[test]
@@ -84,4 +86,66 @@ fn images_that_cannot_be_opened_are_named() {
         assert!(error.starts_with(&format!("cowshed: {image}: ")), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
+}
+
+#[test]
+fn damaged_headers_are_reported_in_the_words_of_qemu_img() {
+    let folder = Folder::new();
+    let huge = [0xff; 8];
+    let cases: [(&str, &[(u64, &[u8])]); 20] = [
+        ("magic", &[(0, b"X")]),
+        ("version", &[(4, &[0, 0, 0, 9])]),
+        ("backing file offset", &[(8, &huge), (16, &[0, 0, 0, 4])]),
+        ("backing file name", &[(8, &[0, 0, 0, 0, 0, 0, 2, 0]), (16, &huge[..4])]),
+        ("small clusters", &[(20, &[0, 0, 0, 8])]),
+        ("large clusters", &[(20, &[0, 0, 0, 22])]),
+        ("size", &[(24, &[0x10, 0, 0, 0, 0, 0, 0, 0])]),
+        ("encryption method", &[(32, &[0, 0, 0, 9])]),
+        ("L1 length", &[(36, &huge[..4])]),
+        ("short L1 table", &[(36, &[0, 0, 0, 0])]),
+        ("L1 offset", &[(40, &[0, 0, 0, 0, 0, 0, 2, 1])]),
+        ("refcount table offset", &[(48, &[0, 0, 0, 0, 0, 0, 2, 1])]),
+        ("refcount table length", &[(56, &[0, 1, 0, 0])]),
+        ("snapshots", &[(60, &huge[..4])]),
+        ("snapshot table offset", &[(60, &[0, 0, 0, 1]), (64, &[0, 0, 0, 0, 0, 0, 2, 1])]),
+        ("unknown feature", &[(72, &[0x80])]),
+        ("refcount width", &[(96, &[0, 0, 0, 7])]),
+        ("long header", &[(100, &[0, 1, 0, 8])]),
+        ("short header", &[(100, &[0, 0, 0, 96])]),
+        ("extension", &[(116, &huge[..4])]),
+    ];
+    for (what, pokes) in cases {
+        folder.create(&[], "damaged.qcow2", "64M");
+        let file = std::fs::OpenOptions::new().write(true).open(folder.path.join("damaged.qcow2"));
+        let file = file.unwrap();
+        for (offset, bytes) in pokes {
+            file.write_all_at(bytes, *offset).unwrap();
+        }
+        let output = folder.same(&["info", "-f", "qcow2", "damaged.qcow2"]);
+        assert_eq!(output.status.code(), Some(1), "{what}");
+    }
+}
+
+#[test]
+fn feature_name_that_is_cut_short_is_known_as_in_qemu() {
+    let folder = Folder::new();
+    folder.create(&["-o", "cluster_size=4k"], "named.qcow2", "1M");
+    let file = std::fs::OpenOptions::new().write(true).open(folder.path.join("named.qcow2"));
+    let file = file.unwrap();
+    file.write_all_at(&[0xc0], 72).unwrap();
+    file.write_all_at(b"\x68\x03\xf8\x57\0\0\0\x0e\0\x3fTest feature\0\0", 112).unwrap();
+    let output = folder.same(&["info", "named.qcow2"]);
+    assert!(crate::text(&output.stderr).contains("Test feature, Unknown"), "{output:?}");
+}
+
+#[test]
+fn backing_files_that_cannot_be_opened_are_reported_in_the_words_of_qemu_img() {
+    let folder = Folder::new();
+    folder.create(&["-u", "-b", "missing.qcow2", "-F", "qcow2"], "a.qcow2", "1M");
+    folder.create(&["-u", "-b", "a.qcow2", "-F", "raw"], "b.qcow2", "1M");
+    // The backing format is the first header extension, behind the header of 112 bytes.
+    let file = std::fs::OpenOptions::new().write(true).open(folder.path.join("b.qcow2")).unwrap();
+    file.write_all_at(b"foo", 120).unwrap();
+    folder.same(&["map", "a.qcow2"]);
+    folder.same(&["map", "b.qcow2"]);
 }

@@ -34,12 +34,14 @@ mod resize;
 mod size;
 mod snapshot;
 mod verdict;
+mod wording;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let persona = persona::Persona::of(arguments.first().map(|argument| argument.as_os_str()));
+    persona.become_current();
     match cli::run(persona, arguments) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => ExitCode::from(failure.report(persona)),

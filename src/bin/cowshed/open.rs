@@ -23,6 +23,7 @@ use crate::failure::{Failure, warn};
 use crate::options;
 use crate::persona::Persona;
 use crate::size::SIZE_MAX;
+use crate::wording;
 
 /// An image in files.
 pub(crate) type DiskImage = Image<DiskStorage>;
@@ -424,9 +425,12 @@ pub(crate) fn lock_hint(error: &io::Error, persona: Persona) -> Option<String> {
     (persona != Persona::Cowshed).then(|| lock.hint())
 }
 
-/// An error of the engine in one line.
+/// An error of the engine in one line, as the command words it under the name that it was called by.
 pub(crate) fn reason(error: &Error) -> String {
-    without_number(error.to_string())
+    match Persona::current() {
+        Persona::Cowshed => without_number(error.to_string()),
+        Persona::QemuImg | Persona::QemuIo => without_number(wording::of(error)),
+    }
 }
 
 /// An error of the system in one line.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Who the command is: itself, or a stand-in for one of QEMU's tools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +15,9 @@ pub(crate) enum Persona {
     QemuIo,
 }
 
+/// What a process was called by does not change.
+static CURRENT: OnceLock<Persona> = OnceLock::new();
+
 impl Persona {
     /// The persona of the path that the command was called by.
     pub(crate) fn of(argv0: Option<&OsStr>) -> Self {
@@ -22,6 +26,16 @@ impl Persona {
             Some(name) if name == "qemu-io" => Self::QemuIo,
             _ => Self::Cowshed,
         }
+    }
+
+    /// The persona that the whole process has: that of the first call of [`Self::become_current`].
+    pub(crate) fn current() -> Self {
+        CURRENT.get().copied().unwrap_or(Self::Cowshed)
+    }
+
+    /// Makes it the persona of the process.
+    pub(crate) fn become_current(self) {
+        let _ = CURRENT.set(self);
     }
 
     /// The name in front of messages.

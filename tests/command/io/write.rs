@@ -479,3 +479,20 @@ fn images_in_use_are_not_written_to() {
         }
     }
 }
+
+#[test]
+fn zeros_over_all_that_a_cluster_shows_of_its_backing_file_are_metadata_only() {
+    let pair = Pair::new(|folder| {
+        folder.create(&["-o", "cluster_size=512"], "base.qcow2", "1M");
+        folder.qemu_io("base.qcow2", &["write -P 17 65k 1k", "write -P 17 129k 3k"]);
+        folder.create(
+            &["-b", "base.qcow2", "-F", "qcow2", "-o", "cluster_size=4k"],
+            "a.qcow2",
+            "1M",
+        );
+    });
+    let zeros =
+        ["write -z 65k 2k", "write -z 128k 3k", "read -P 0 64k 67k", "read -P 17 131k 1k", "map"];
+    pair.same_commands(&["a.qcow2"], &zeros);
+    pair.same_images("a.qcow2", "zeros over data of the backing file");
+}

@@ -14,6 +14,7 @@ use cowshed::rt::SmolTimer;
 use crate::failure::{Failure, warn};
 use crate::open::{self, DiskImage, Opening};
 use crate::persona::Persona;
+use crate::wording;
 
 use super::number::SECTOR_LEN_BYTES;
 use super::settings::{DetectZeroes, Names, Settings, Wrong};
@@ -197,7 +198,12 @@ impl Device {
 
     /// Says on standard error what the error of a request leaves out.
     pub(super) fn explain(&self, persona: Persona, error: &Error) {
-        let reason = open::reason(error);
+        let reason = match error {
+            Error::Corrupt(corrupt) if persona != Persona::Cowshed => {
+                wording::of_corruption(corrupt)
+            }
+            error => open::reason(error),
+        };
         match (persona, error) {
             (_, Error::OutOfBounds { .. }) => {}
             (Persona::Cowshed, _) => warn(&format!(
