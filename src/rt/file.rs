@@ -1,8 +1,9 @@
 //! A file or block device as storage, on any executor.
 //!
 //! What is in the page cache is read where it is asked for, without waiting, and what the page cache takes is written
-//! there; the rest goes through the `blocking` crate's pool of threads. Requests own their buffers, so a dropped future leaves at most a thread that finishes what
-//! it began; a flush waits for the changes among those.
+//! there; the rest goes through the `blocking` crate's pool of threads, but for short calls about space that a thread in
+//! [`block_on`](super::block_on()) makes itself. Requests own their buffers, so a dropped future leaves at most a thread that
+//! finishes what it began; a flush waits for the changes among those.
 
 use std::fs::{File, OpenOptions};
 use std::future::Future;
@@ -11,16 +12,21 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use blocking::{Task, unblock};
 use rustix::fs::OFlags;
 
 use super::at_once::WritesAtOnce;
+use super::block_on;
 use super::lock::{self, LockMode};
 use super::posix::{self, AtOnce};
 use crate::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
+
+/// The longest range whose space is given up, or which is zeroed, without another thread: some 2 ms of work where every page
+/// of it is cached.
+const SPACE_AT_ONCE_LEN_BYTES_MAX: u64 = 16 << 20;
 
 /// How a file is opened. The default: for reading, through the page cache, locked as QEMU's qcow2 driver locks.
 #[derive(Debug, Clone, Default)]
@@ -132,6 +138,8 @@ struct Inner {
     /// out when it says so.
     in_memory: AtomicBool,
     writes_at_once: WritesAtOnce,
+    /// Whether the file lies on a file system that this kernel runs by itself; looked at when it matters.
+    is_local: OnceLock<bool>,
     /// Discards do something. Cleared for good when the file system says it cannot.
     discards: AtomicBool,
     /// Changes that were dropped while a thread was at them, since the last flush.
@@ -220,6 +228,7 @@ impl FileStorage {
                 at_once: AtomicBool::new(!options.direct),
                 in_memory: AtomicBool::new(false),
                 writes_at_once,
+                is_local: OnceLock::new(),
                 discards: AtomicBool::new(true),
                 dropped: Mutex::default(),
                 settling: async_lock::Mutex::default(),
@@ -258,6 +267,19 @@ impl FileStorage {
             Err(error) => Err(error),
         };
         async move { Running { inner: &self.inner, task: Some(task?) }.await }
+    }
+
+    /// Changes the space of `len` bytes of the file: here, if that may be waited for, or on a thread of the pool.
+    async fn change_space(
+        &self,
+        len: u64,
+        change: impl FnOnce(&Inner) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        self.check_writable()?;
+        if len <= SPACE_AT_ONCE_LEN_BYTES_MAX && self.inner.may_wait_here() {
+            return change(&self.inner);
+        }
+        self.change(move |inner| change(inner).map(|()| Buf::default())).await.map(drop)
     }
 
     /// Refuses changes of a file that is open for reading.
@@ -334,14 +356,12 @@ impl SendStorage for FileStorage {
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.change(move |inner| {
+        self.change_space(len, move |inner| {
             let limits = &inner.limits;
             let (unit, memory) = (limits.request_alignment, limits.memory_alignment);
-            posix::write_zeroes(&inner.file, offset, len, unit, memory)?;
-            Ok(Buf::default())
+            posix::write_zeroes(&inner.file, offset, len, unit, memory)
         })
         .await
-        .map(drop)
     }
 
     async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -349,14 +369,13 @@ impl SendStorage for FileStorage {
         if !self.inner.discards.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.change(move |inner| {
+        self.change_space(len, move |inner| {
             if !posix::punch_hole(&inner.file, offset, len)? {
                 inner.discards.store(false, Ordering::Relaxed);
             }
-            Ok(Buf::default())
+            Ok(())
         })
         .await
-        .map(drop)
     }
 
     async fn flush(&self) -> io::Result<()> {
@@ -385,6 +404,9 @@ impl SendStorage for FileStorage {
     }
 
     async fn extent_at(&self, offset: u64, len: u64) -> io::Result<StorageExtent> {
+        if self.inner.may_wait_here() {
+            return posix::extent_at(&self.inner.file, offset, len);
+        }
         let inner = Arc::clone(&self.inner);
         unblock(move || posix::extent_at(&inner.file, offset, len)).await
     }
@@ -422,6 +444,12 @@ impl SendStorage for FileStorage {
 }
 
 impl Inner {
+    /// Whether this thread may make a call itself that is short but for what the file system has to wait for: it is in
+    /// `block_on`, as [`at_once`](super::at_once) has it, and no other program serves the file system.
+    fn may_wait_here(&self) -> bool {
+        block_on::is_driving() && *self.is_local.get_or_init(|| posix::is_local(&self.file))
+    }
+
     fn dropped(&self) -> std::sync::MutexGuard<'_, Vec<Change>> {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
