@@ -33,9 +33,10 @@ pub(crate) type DiskExtents<'a> = Extents<'a, DiskStorage>;
 /// How much of a file is looked at to tell its format, in bytes.
 const PROBE_LEN_BYTES: usize = 512;
 
-/// Runs a future on this thread until it is done.
+/// Runs a future on this thread until it is done. The thread is the command's own: storages may keep it waiting for what is
+/// short.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    async_io::block_on(future)
+    cowshed::rt::block_on(future)
 }
 
 /// How images are opened.

@@ -20,6 +20,10 @@ use super::plan::{Piece, Plan};
 use super::sparse::{SECTOR_LEN_BYTES, Sparse, is_zero};
 use super::target::Target;
 
+/// How much is read and then written at a time where pieces need not be written in order, in bytes: what the cache next to a
+/// processor holds.
+const PART_LEN_BYTES: u64 = 256 << 10;
+
 /// A source and where it goes in the target.
 pub(super) struct Part<'a> {
     pub(super) name: &'a OsStr,
@@ -123,6 +127,11 @@ impl Copy<'_> {
         shared: &Shared<'_, '_>,
     ) -> Result<(), Failure> {
         let is_data = !piece.is_zero || self.target.writes_zeros();
+        let compressed_cluster = self.target.compressed_cluster();
+        if is_data && !piece.is_zero && shared.order.is_none() && compressed_cluster.is_none() {
+            self.copy_parts(piece, buffer).await?;
+            return shared.wrote(piece.len, self.rate).await;
+        }
         if is_data {
             if piece.is_zero {
                 buffer.clear();
@@ -139,7 +148,7 @@ impl Copy<'_> {
             return Ok(());
         }
         let start = self.parts[piece.part].start + piece.offset;
-        match (is_data, self.target.compressed_cluster()) {
+        match (is_data, compressed_cluster) {
             (false, _) => self.target.write_zeros(start, piece.len).await?,
             (true, None) => self.write_runs(piece, buffer, start).await?,
             (true, Some(cluster_size)) => self.write_clusters(cluster_size, buffer, start).await?,
@@ -151,6 +160,27 @@ impl Copy<'_> {
             true => shared.wrote(piece.len, self.rate).await,
             false => Ok(()),
         }
+    }
+
+    /// Reads and writes a part of the piece after the other, so that a part is still in the processor's cache when it is
+    /// written.
+    async fn copy_parts(&self, piece: &Piece, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+        let start = self.parts[piece.part].start + piece.offset;
+        let mut rest = Piece { runs: piece.runs.clone(), ..*piece };
+        let mut at = start;
+        while rest.len > 0 {
+            let cut = match self.sparse.can_be_cut_at(PART_LEN_BYTES) {
+                true => PART_LEN_BYTES - at % PART_LEN_BYTES,
+                false => u64::MAX,
+            };
+            let part = rest.cut_off(cut);
+            // OK to narrow: a piece is a few MiB.
+            buffer.resize(usize::try_from(part.len).unwrap_or(0), 0);
+            self.read_piece(&part, buffer).await?;
+            self.write_runs(&part, buffer, at).await?;
+            at += part.len;
+        }
+        Ok(())
     }
 
     /// Writes what is not zeros in each of the piece's runs.

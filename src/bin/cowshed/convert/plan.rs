@@ -31,6 +31,24 @@ pub(super) struct Piece {
     pub(super) runs: Vec<usize>,
 }
 
+impl Piece {
+    /// Takes the first `len` bytes, if there are so many, as a piece of their own.
+    pub(super) fn cut_off(&mut self, len: u64) -> Self {
+        let len = len.min(self.len);
+        // OK to narrow: a piece is a few MiB.
+        let cut = usize::try_from(len).unwrap_or(usize::MAX);
+        let first = self.runs.partition_point(|end| *end < cut);
+        let mut runs: Vec<usize> = self.runs[..first].to_vec();
+        runs.push(cut);
+        self.runs.retain(|end| *end > cut);
+        self.runs.iter_mut().for_each(|end| *end -= cut);
+        let part = Self { len, runs, ..*self };
+        self.offset += len;
+        self.len -= len;
+        part
+    }
+}
+
 /// What a run is to the copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {

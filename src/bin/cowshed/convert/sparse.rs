@@ -16,6 +16,13 @@ impl Sparse {
         self.sectors_min > 0
     }
 
+    /// Whether the same zeros are left out if runs are cut at multiples of `len` bytes: each aligned unit is a gap or it is
+    /// not, whatever is beside it.
+    pub(super) fn can_be_cut_at(self, len: u64) -> bool {
+        let unit = self.alignment() * SECTOR_LEN_BYTES as u64;
+        !self.leaves_gaps() || (self.sectors_min.is_power_of_two() && len.is_multiple_of(unit))
+    }
+
     /// Gaps and data begin and end at multiples of this many sectors, where they can.
     fn alignment(self) -> u64 {
         match self.sectors_min {
@@ -115,6 +122,32 @@ mod tests {
         );
         assert_eq!(runs(8, 4, "....aaaaaaaa"), [(4, false), (8, true)]);
         assert_eq!(runs(1, 0, "a.a."), [(1, true), (1, false), (1, true), (1, false)]);
+    }
+
+    #[test]
+    fn a_run_that_is_cut_has_the_same_gaps() {
+        for sectors_min in [0, 1, 2, 3, 4, 6, 8, 16] {
+            let sparse = Sparse { sectors_min };
+            if !sparse.can_be_cut_at(8 * 512) {
+                assert!(!sectors_min.is_power_of_two() || sectors_min > 8, "{sectors_min}");
+                continue;
+            }
+            for bits in 0..1_u32 << 12 {
+                let sectors: String =
+                    (0..12).map(|bit| if bits >> bit & 1 == 0 { '.' } else { 'a' }).collect();
+                // From where units begin, and from in between.
+                for offset in [0, 3] {
+                    let cut = 8 - offset;
+                    let each = |runs: Vec<(usize, bool)>| -> Vec<bool> {
+                        runs.into_iter().flat_map(|(len, is_data)| vec![is_data; len]).collect()
+                    };
+                    let whole = each(runs(sectors_min, offset as u64, &sectors));
+                    let mut parts = each(runs(sectors_min, offset as u64, &sectors[..cut]));
+                    parts.extend(each(runs(sectors_min, 8, &sectors[cut..])));
+                    assert_eq!(parts, whole, "{sectors_min} {offset} {sectors}");
+                }
+            }
+        }
     }
 
     #[test]
