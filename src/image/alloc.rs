@@ -8,7 +8,6 @@
 
 use std::ops::Range;
 
-use crate::cache::Slice;
 use crate::error::{Error, Result, Structure};
 use crate::format::limits::{HOST_OFFSET_MAX, REFCOUNT_TABLE_LEN_BYTES_MAX};
 use crate::format::{HostOffset, RefcountTableEntry, refcount};
@@ -17,6 +16,7 @@ use crate::storage::Storage;
 use super::free::{Free, FreeReason};
 use super::mutant::{self, Mutant};
 use super::ownership::Owner;
+use super::refcount_slices::Refcounts;
 use super::settling::File;
 use super::writer::{Top, Writer};
 
@@ -117,7 +117,10 @@ impl<'a, S: Storage> Top<'a, S> {
     ) -> Result<Taken<'a>> {
         let mut skipped = 0;
         loop {
-            let clusters = self.find_free(allocator, count).await?;
+            let (clusters, last) = self.find_free(allocator, count).await?;
+            if let Some(slice) = last.slice_of(&clusters) {
+                return self.take_in_slice(allocator, clusters, owner, slice);
+            }
             if !self.is_covered(&clusters) {
                 self.cover(allocator, &clusters).await?;
                 // QEMU goes on behind the new block. That need not come to an end where a run is as long as what a
@@ -141,6 +144,26 @@ impl<'a, S: Storage> Top<'a, S> {
             allocator.end = allocator.end.max(clusters.end);
             return Ok(self.taken(clusters, is_fresh));
         }
+    }
+
+    /// Takes free clusters whose refcounts are all in one slice, which is pinned.
+    fn take_in_slice(
+        &self,
+        allocator: &mut Allocator,
+        clusters: Range<u64>,
+        owner: Owner,
+        slice: HostOffset,
+    ) -> Result<Taken<'a>> {
+        self.may_change(Structure::RefcountBlock, slice)?;
+        // From here on nothing fails.
+        let is_fresh = clusters.start >= allocator.end;
+        self.set_refcounts(slice, &clusters, 1);
+        {
+            let mut ownership = self.writer.ownership.lock();
+            clusters.clone().for_each(|cluster| ownership.take(cluster, owner));
+        }
+        allocator.end = allocator.end.max(clusters.end);
+        Ok(self.taken(clusters, is_fresh))
     }
 
     fn taken(&self, clusters: Range<u64>, is_fresh: bool) -> Taken<'a> {
@@ -282,12 +305,16 @@ impl<'a, S: Storage> Top<'a, S> {
     /// The refcount of the cluster that holds `offset`, as it is in memory.
     pub(super) async fn refcount(&self, offset: HostOffset) -> Result<u64> {
         let cluster = offset.get() >> self.layer.geometry.cluster_bits();
-        let (_, slice) = self.refcount_slice(cluster).await?;
-        Ok(slice.map_or(0, |slice| self.refcount_of(&slice, cluster)))
+        let slice = self.refcount_slice(cluster).await?;
+        Ok(self.refcount_of(&slice, cluster))
     }
 
-    /// The next `count` free clusters side by side.
-    async fn find_free(&self, allocator: &mut Allocator, count: u64) -> Result<Range<u64>> {
+    /// The next `count` free clusters side by side, and the refcounts that were looked at last.
+    async fn find_free(
+        &self,
+        allocator: &mut Allocator,
+        count: u64,
+    ) -> Result<(Range<u64>, Refcounts)> {
         let from = allocator.next;
         let found = self.search(allocator, count).await;
         if found.is_err() {
@@ -296,12 +323,15 @@ impl<'a, S: Storage> Top<'a, S> {
         found
     }
 
-    async fn search(&self, allocator: &mut Allocator, count: u64) -> Result<Range<u64>> {
+    async fn search(
+        &self,
+        allocator: &mut Allocator,
+        count: u64,
+    ) -> Result<(Range<u64>, Refcounts)> {
         let geometry = self.layer.geometry;
         let clusters_max = HOST_OFFSET_MAX >> geometry.cluster_bits();
         let mut run = 0;
-        // The clusters whose refcounts the slice has; `None` for those without a block.
-        let mut at_hand: (Range<u64>, Option<Slice>) = (0..0, None);
+        let mut at_hand = Refcounts::default();
         while run < count {
             let cluster = allocator.next;
             if cluster >= clusters_max {
@@ -311,10 +341,10 @@ impl<'a, S: Storage> Top<'a, S> {
                     limit: clusters_max,
                 });
             }
-            if !at_hand.0.contains(&cluster) {
+            if !at_hand.clusters.contains(&cluster) {
                 at_hand = self.refcount_slice(cluster).await?;
             }
-            let count = at_hand.1.as_ref().map_or(0, |slice| self.refcount_of(slice, cluster));
+            let count = self.refcount_of(&at_hand, cluster);
             let free = count == 0 && cluster > 0 && self.is_unused(allocator, cluster);
             // What may yet land there has to be waited for: it may be anywhere, so that no other cluster is better.
             let bits = geometry.cluster_bits();
@@ -329,7 +359,7 @@ impl<'a, S: Storage> Top<'a, S> {
             run = if free { run + 1 } else { 0 };
             allocator.next += 1;
         }
-        Ok(allocator.next - count..allocator.next)
+        Ok((allocator.next - count..allocator.next, at_hand))
     }
 
     /// Whether nothing but the refcount could say that the cluster is in use.
@@ -378,7 +408,7 @@ impl<'a, S: Storage> Top<'a, S> {
         let Some(mut index) = indexes.find(|index| !has(*index)) else { return Ok(()) };
         // A block is told of by itself or by one that there is; else that one comes first.
         let block = loop {
-            let block = self.find_free(allocator, 1).await?.start;
+            let block = self.find_free(allocator, 1).await?.0.start;
             let told_by = block / entries;
             if told_by == index || has(told_by) {
                 break block;
@@ -417,10 +447,10 @@ impl<'a, S: Storage> Top<'a, S> {
                 .load_slice(&layer.refcount_cache, Structure::RefcountBlock, slice)
                 .await?
         } else {
-            match self.refcount_slice(cluster).await? {
-                (_, Some(slice)) => slice,
+            match self.refcount_slice(cluster).await?.slice {
+                Some((_, slice)) => slice,
                 // Whoever calls has seen to that.
-                (_, None) => return Ok(()),
+                None => return Ok(()),
             }
         };
         // From here on nothing is awaited and nothing fails.
@@ -520,97 +550,5 @@ impl<'a, S: Storage> Top<'a, S> {
         let epoch = self.image.requests.epoch();
         self.writer.frees.lock().add(Free { clusters: old, reason: FreeReason::Other, epoch });
         Ok(())
-    }
-
-    /// Pins the slices that hold the refcounts of these clusters, which have blocks.
-    async fn refcount_slices(
-        &self,
-        clusters: &Range<u64>,
-    ) -> Result<Vec<(Range<u64>, Option<Slice>)>> {
-        let mut slices = Vec::new();
-        let mut cluster = clusters.start;
-        while cluster < clusters.end {
-            let slice = self.refcount_slice(cluster).await?;
-            cluster = slice.0.end;
-            slices.push(slice);
-        }
-        Ok(slices)
-    }
-
-    /// The slice that holds a cluster's refcount and which clusters' it holds. Without a block, `None`, and which clusters
-    /// have none.
-    async fn refcount_slice(&self, cluster: u64) -> Result<(Range<u64>, Option<Slice>)> {
-        let layer = self.layer;
-        let entries = layer.geometry.refcount_block_entries();
-        let index = cluster / entries;
-        let (raw, at) = {
-            let table = self.writer.refcount_table.lock();
-            (table.get(index), table.offset())
-        };
-        let entry = RefcountTableEntry::parse(raw, index, at, &layer.geometry)?;
-        let Some(block) = entry.block() else {
-            return Ok((index * entries..(index + 1) * entries, None));
-        };
-        let (in_block, clusters) = self.slice_in_block(cluster);
-        let slice = block.checked_add(in_block).unwrap_or(block);
-        let slice = layer
-            .metadata
-            .load_slice(&layer.refcount_cache, Structure::RefcountBlock, slice)
-            .await?;
-        Ok((clusters, Some(slice)))
-    }
-
-    /// Where in its block the slice starts that holds a cluster's refcount, and which clusters' refcounts it holds.
-    fn slice_in_block(&self, cluster: u64) -> (u64, Range<u64>) {
-        let geometry = self.layer.geometry;
-        let slice_len = self.layer.refcount_cache.entry_bytes();
-        let in_slice = slice_len * 8 / u64::from(geometry.refcount_bits());
-        let first = cluster / in_slice * in_slice;
-        let in_block = (cluster % geometry.refcount_block_entries()) / in_slice * slice_len;
-        (in_block, first..first + in_slice)
-    }
-
-    fn refcount_in(&self, slices: &[(Range<u64>, Option<Slice>)], cluster: u64) -> u64 {
-        let slice = slices.iter().find(|(clusters, _)| clusters.contains(&cluster));
-        slice
-            .and_then(|(_, slice)| slice.as_ref())
-            .map_or(0, |slice| self.refcount_of(slice, cluster))
-    }
-
-    /// The refcount of a cluster, by the slice that holds it.
-    fn refcount_of(&self, slice: &Slice, cluster: u64) -> u64 {
-        let order = self.layer.geometry.refcount_order();
-        let index = cluster % self.slice_refcounts();
-        refcount::get_in_word(slice.word(refcount::word_index(order, index)), order, index)
-    }
-
-    /// Sets a cluster's refcount to a value that fits, in its cached slice. The caller has pinned it.
-    fn set_refcount(&self, cluster: u64, value: u64) {
-        let order = self.layer.geometry.refcount_order();
-        let raw = self
-            .writer
-            .refcount_table
-            .lock()
-            .get(cluster / self.layer.geometry.refcount_block_entries());
-        // OK to unwrap: whoever has pinned the slice has found the block.
-        #[allow(clippy::unwrap_used)]
-        let block = RefcountTableEntry::from_raw(raw).block().unwrap();
-        let (in_block, _) = self.slice_in_block(cluster);
-        let slice = block.checked_add(in_block).unwrap_or(block);
-        let index = cluster % self.slice_refcounts();
-        let word = refcount::word_index(order, index);
-        let stored = self.layer.refcount_cache.update(slice, |slice| {
-            if let Ok(changed) = refcount::set_in_word(slice.word(word), order, index, value) {
-                slice.set_word(word, changed);
-            }
-        });
-        assert!(
-            stored.is_some(),
-            "the refcount of cluster {cluster} is changed in a slice that is not pinned"
-        );
-    }
-
-    fn slice_refcounts(&self) -> u64 {
-        self.layer.refcount_cache.entry_bytes() * 8 / u64::from(self.layer.geometry.refcount_bits())
     }
 }

@@ -329,12 +329,12 @@ impl<S: Storage> Qcow2Layer<S> {
         };
         let cluster = self.geometry.l2_index(guest);
         let byte = cluster * self.geometry.l2_entry_len();
-        let slice_len = self.l2_cache.entry_bytes();
-        let in_table = byte / slice_len * slice_len;
+        // Slices have a power of two bytes.
+        let in_slice = byte & (self.l2_cache.entry_bytes() - 1);
         // A host offset has 56 bits, so the sum cannot overflow.
-        let slice = table.checked_add(in_table).unwrap_or(table);
+        let slice = table.checked_add(byte - in_slice).unwrap_or(table);
         // A slice is in memory, so its indexes fit.
-        let first = usize::try_from((byte - in_table) / self.geometry.l2_entry_len()).unwrap_or(0);
+        let first = usize::try_from(in_slice / self.geometry.l2_entry_len()).unwrap_or(0);
         Ok(Place::At(At { slice, table, cluster, first, guest: offset, len }))
     }
 

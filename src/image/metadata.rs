@@ -47,7 +47,10 @@ impl<S: Storage> Metadata<S> {
 
     /// Notes that the file has at least `len` bytes now.
     pub(crate) fn grow_to(&self, len: u64) {
-        self.len.fetch_max(len, Ordering::AcqRel);
+        // Most changes are within the file.
+        if self.file_len() < len {
+            self.len.fetch_max(len, Ordering::AcqRel);
+        }
     }
 
     /// Notes that the file has `len` bytes now.

@@ -51,6 +51,7 @@ mod published;
 mod read;
 mod rebase;
 mod refcount;
+mod refcount_slices;
 mod refcount_table;
 mod requests;
 mod resize;

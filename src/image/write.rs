@@ -603,13 +603,13 @@ impl<'a, S: Storage> Top<'a, S> {
         let table = self.own_l2_table(geometry.l1_index(guest)).await?;
         let index = geometry.l2_index(guest);
         let byte = index * geometry.l2_entry_len();
-        let slice_len = self.layer.l2_cache.entry_bytes();
-        let in_table = byte / slice_len * slice_len;
-        let slice = table.checked_add(in_table).unwrap_or(table);
+        // Slices have a power of two bytes.
+        let in_slice = byte & (self.layer.l2_cache.entry_bytes() - 1);
+        let slice = table.checked_add(byte - in_slice).unwrap_or(table);
         let pinned =
             self.layer.metadata.load_slice(&self.layer.l2_cache, Structure::L2Table, slice).await?;
         // OK to saturate: a slice is in memory, so its indexes fit.
-        let first = usize::try_from((byte - in_table) / 8).unwrap_or(usize::MAX);
+        let first = usize::try_from(in_slice / 8).unwrap_or(usize::MAX);
         Ok(EntryPlace { slice, first, _pinned: pinned })
     }
 
@@ -618,7 +618,7 @@ impl<'a, S: Storage> Top<'a, S> {
         let geometry = self.layer.geometry;
         let entries = self.layer.l2_cache.entry_bytes() / geometry.l2_entry_len();
         let span = entries * geometry.cluster_size();
-        (guest - guest % span).saturating_add(span)
+        (guest & !(span - 1)).saturating_add(span)
     }
 }
 
