@@ -15,7 +15,7 @@ use std::ops::Range;
 const UNMAPPED_MANY: u64 = 4096;
 
 /// Why a reference to clusters goes, by QEMU's classes: whether their space is given up depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum FreeReason {
     /// The guest said so.
     Request,
@@ -95,13 +95,53 @@ impl Frees {
         }
     }
 
-    /// Takes what was durably unmapped two epochs before `epoch`.
+    /// Takes what was durably unmapped two epochs before `epoch`. Neighbours are put together, in whatever order they were
+    /// unmapped: what was written all over the disk lies side by side in the file. Those in a data file stay apart, as each of
+    /// them is left alone if somebody else works there.
     pub(crate) fn take_due(&mut self, epoch: u64) -> Vec<Free> {
-        self.durable.extract_if(.., |free| free.epoch + 2 <= epoch).collect()
+        let due = self.durable.extract_if(.., |free| free.epoch + 2 <= epoch);
+        let mut due: Vec<Free> = due.collect();
+        due.sort_unstable_by_key(|free| (free.reason, free.clusters.start));
+        due.dedup_by(|next, free| {
+            let goes_on = next.reason == free.reason
+                && next.reason != FreeReason::DataFile
+                && next.clusters.start == free.clusters.end;
+            if goes_on {
+                free.clusters.end = next.clusters.end;
+                free.epoch = free.epoch.max(next.epoch);
+            }
+            goes_on
+        });
+        due
     }
 
     /// Gives back what could not be worked off.
     pub(crate) fn give_back(&mut self, frees: Vec<Free>) {
         self.durable.extend(frees);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Free, FreeReason, Frees};
+
+    #[test]
+    fn neighbours_become_due_together_and_what_is_free_twice_stays_two() {
+        let mut frees = Frees::default();
+        let free = |start: u64, end: u64, epoch| Free {
+            clusters: start..end,
+            reason: FreeReason::Snapshot,
+            epoch,
+        };
+        for free in [free(7, 8, 3), free(5, 6, 3), free(9, 10, 4), free(6, 7, 2), free(5, 6, 3)] {
+            frees.add(free);
+        }
+        let count = frees.seal();
+        frees.make_durable(count);
+        assert_eq!(frees.take_due(3), []);
+        let due: Vec<_> = frees.take_due(5).into_iter().map(|free| free.clusters).collect();
+        assert_eq!(due, [5..6, 5..8], "the one of the next epoch waits");
+        assert_eq!(frees.take_due(6).len(), 1);
+        assert!(frees.is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! Merging an image into the one below: what `qemu-img commit` does.
 
+use futures::future::try_join_all;
+
 use crate::error::Result;
 use crate::storage::Storage;
 
@@ -7,8 +9,11 @@ use super::Image;
 use super::map::{Extent, ExtentKind, Extents};
 use super::options::{ResizeOptions, ZeroMode};
 
-/// How much is copied at a time, in bytes.
+/// How much is copied in one request, in bytes.
 const PIECE_LEN_BYTES: u64 = 1 << 20;
+
+/// How many pieces are copied side by side.
+const PIECES_IN_FLIGHT: usize = 8;
 
 /// A merge on its way: see [`Image::merge_into`].
 #[derive(Debug)]
@@ -18,7 +23,9 @@ pub struct Merge<'a, S, B> {
     base: &'a Image<B>,
     /// What is left of the extent that was looked at last.
     rest: Option<Extent>,
-    buffer: Vec<u8>,
+    /// What is copied now, or is to be copied again because the step before did not end well.
+    pieces: Vec<Extent>,
+    buffers: Vec<Vec<u8>>,
 }
 
 impl<S: Storage> Image<S> {
@@ -43,13 +50,20 @@ impl<S: Storage> Image<S> {
             base.resize(size, &ResizeOptions::default()).await?;
         }
         let extents = self.extents(0, size)?;
-        Ok(Merge { extents, image: self, base, rest: None, buffer: Vec::new() })
+        Ok(Merge {
+            extents,
+            image: self,
+            base,
+            rest: None,
+            pieces: Vec::new(),
+            buffers: vec![Vec::new(); PIECES_IN_FLIGHT],
+        })
     }
 }
 
 impl<S: Storage, B: Storage> Merge<'_, S, B> {
-    /// Copies some more and returns up to where the disk has been merged; `None` when all is, and durable in the base. Then
-    /// [`Image::make_empty`] may be called on the image.
+    /// Copies some more, several pieces side by side, and returns up to where the disk has been merged; `None` when all is,
+    /// and durable in the base. Then [`Image::make_empty`] may be called on the image.
     ///
     /// # Errors
     /// What reading the image and writing the base meet. The base has some of the new bytes and some of the old ones: read
@@ -58,36 +72,63 @@ impl<S: Storage, B: Storage> Merge<'_, S, B> {
     /// # Cancel safety
     /// A step that is dropped has done some of its work; the next one does it again.
     pub async fn step(&mut self) -> Result<Option<u64>> {
-        let next = match self.rest {
-            Some(rest) => Some(rest),
-            None => self.extents.next().await?,
-        };
-        let Some(extent) = next else {
+        while self.pieces.len() < PIECES_IN_FLIGHT {
+            // Cancel: what was found is kept.
+            let Some(piece) = self.next_piece().await? else { break };
+            self.pieces.push(piece);
+        }
+        let Some(last) = self.pieces.last() else {
             self.base.flush().await?;
             return Ok(None);
         };
-        self.rest = Some(extent);
-        let last = self.image.layers.len() - 1;
-        let done = match extent.kind {
-            ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => {
-                let len = extent.len.min(PIECE_LEN_BYTES);
-                // OK to unwrap: it is 1 MiB at most.
-                self.buffer.resize(usize::try_from(len).unwrap_or_default(), 0);
-                self.image.read_at(&mut self.buffer, extent.offset).await?;
-                self.base.write_at(&self.buffer, extent.offset).await?;
-                len
-            }
-            // Where a layer ends before the ones above, what is below does not show.
-            ExtentKind::Unallocated { .. } if extent.depth == last => extent.len,
-            ExtentKind::Unallocated { .. } | ExtentKind::Zero { .. } | ExtentKind::Hole { .. } => {
-                let (offset, len) = (extent.offset, extent.len);
-                self.base.write_zeroes_at(offset, len, ZeroMode::MayUnmap).await?;
-                len
-            }
+        let done = last.offset + last.len;
+        let (image, base) = (self.image, self.base);
+        let pieces = self.pieces.iter().zip(&mut self.buffers);
+        // Cancel: all pieces are copied again.
+        try_join_all(pieces.map(|(piece, buffer)| copy(image, base, piece, buffer))).await?;
+        self.pieces.clear();
+        Ok(Some(done))
+    }
+
+    /// The next piece that has to do with the base.
+    async fn next_piece(&mut self) -> Result<Option<Extent>> {
+        let next = match self.rest.take() {
+            Some(rest) => Some(rest),
+            // Cancel: the next call finds the same.
+            None => self.extents.next().await?,
         };
-        let offset = extent.offset + done;
-        let len = extent.len - done;
-        self.rest = (len > 0).then_some(Extent { offset, len, ..extent });
-        Ok(Some(offset))
+        Ok(next.map(|extent| {
+            let is_data =
+                matches!(extent.kind, ExtentKind::Data { .. } | ExtentKind::Compressed { .. });
+            let len = if is_data { extent.len.min(PIECE_LEN_BYTES) } else { extent.len };
+            if len < extent.len {
+                let (offset, len) = (extent.offset + len, extent.len - len);
+                self.rest = Some(Extent { offset, len, ..extent });
+            }
+            Extent { len, ..extent }
+        }))
+    }
+}
+
+/// Gives the base what the image has in one piece.
+async fn copy<S: Storage, B: Storage>(
+    image: &Image<S>,
+    base: &Image<B>,
+    piece: &Extent,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    let Extent { offset, len, .. } = *piece;
+    match piece.kind {
+        ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => {
+            // OK to unwrap: it is 1 MiB at most.
+            buffer.resize(usize::try_from(len).unwrap_or_default(), 0);
+            image.read_at(buffer, offset).await?;
+            base.write_at(buffer, offset).await
+        }
+        // Where a layer ends before the ones above, what is below does not show.
+        ExtentKind::Unallocated { .. } if piece.depth + 1 == image.layers.len() => Ok(()),
+        ExtentKind::Unallocated { .. } | ExtentKind::Zero { .. } | ExtentKind::Hole { .. } => {
+            base.write_zeroes_at(offset, len, ZeroMode::MayUnmap).await
+        }
     }
 }
