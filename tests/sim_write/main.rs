@@ -26,6 +26,7 @@ mod engine;
 mod errors;
 mod exhaustive;
 mod life;
+mod merging;
 mod model;
 mod mutants;
 mod oracle;
