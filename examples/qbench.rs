@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! qbench cowshed WORKLOAD FILE [key=value ...]
-//!   WORKLOAD: open | read | write | toraw | fromraw | check | map
+//!   WORKLOAD: open | read | write | toraw | fromraw | check | map | pass
 //!   keys: size= (bytes addressed, default the virtual size) bs= n= qd= threads= stride= (in blocks; odd and large goes
 //!         all over) direct=1 l2=BYTES in=FILE out=FILE warm=1 (once unmeasured before) off= (where `open` reads)
-//!         flushevery=N (requests) compress=1 (`fromraw` writes compressed clusters)
+//!         flushevery=N (requests) compress=1 (`fromraw` writes compressed clusters) clean=MS (between passes of the
+//!         cleaner, which runs on a thread of its own; 0, the default here, is none)
 //! ```
+//!
+//! `pass` needs no file (say `-`): it fills a cache of `l2=` bytes, 32M by default, and measures the pass that finds all of it in
+//! use, and the one that gives all of it back.
 //!
 //! `write` overwrites or allocates, as the image has it; `fromraw` copies what is not zero. The flush at the end of both
 //! is measured apart, as `flush=`.
@@ -25,12 +29,15 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use cowshed::cache::TableCache;
+use cowshed::format::HostOffset;
 use cowshed::image::check::CheckOptions;
 use cowshed::image::{ExtentKind, Format, Identity, Image, OpenOptions, Source, WriteOptions};
 use cowshed::rt::{DiskStorage, FileOptions, FolderGate, ThreadWorkers, block_on, open_storage};
-use cowshed::storage::Buf;
+use cowshed::storage::{Buf, MemoryStorage};
+use cowshed::timer::Timer;
 use futures::stream::{FuturesUnordered, StreamExt};
 
 struct Arguments {
@@ -95,8 +102,43 @@ async fn open(arguments: &Arguments) -> Image<DiskStorage> {
     if arguments.keys.contains_key("l2") {
         options.cache.l2_cache_size = Some(arguments.number("l2", 0));
     }
+    let interval = Duration::from_millis(arguments.number("clean", 0));
+    options.cache.cache_clean_interval = Some(interval);
     let gate = FolderGate::new(&arguments.file).expect("the image's folder");
-    Image::open(source, &gate, options).await.expect("a qcow2 image").image
+    let opened = Image::open(source, &gate, options).await.expect("a qcow2 image");
+    if let Some(cleaner) = opened.cleaner {
+        std::thread::spawn(move || block_on(cleaner.run(ThreadTimer)));
+    }
+    opened.image
+}
+
+/// Sleeps on a thread of a pool.
+struct ThreadTimer;
+
+impl Timer for ThreadTimer {
+    async fn sleep(&self, duration: Duration) {
+        blocking::unblock(move || std::thread::sleep(duration)).await;
+    }
+}
+
+/// Measures passes over a full cache.
+fn pass(arguments: &Arguments) {
+    const SLICE_LEN_BYTES: u64 = 4096;
+    let len = arguments.number("l2", 32 << 20);
+    let storage = MemoryStorage::default();
+    for round in 0..arguments.number("n", 5) {
+        let cache = TableCache::new(len, SLICE_LEN_BYTES);
+        for at in (0..len).step_by(4096) {
+            block_on(cache.get(&storage, HostOffset::new(at))).expect("a slice of zeros");
+        }
+        let time = || {
+            let start = Instant::now();
+            cache.pass();
+            (start.elapsed().as_secs_f64() * 1e6, cache.statistics().bytes_held)
+        };
+        let ((used_us, held), (drop_us, left)) = (time(), time());
+        println!("round={round} used_us={used_us:.0} held={held} drop_us={drop_us:.0} left={left}");
+    }
 }
 
 /// This thread's share of the requests: every `threads`-th from `thread` on.
@@ -250,7 +292,7 @@ fn main() {
     let mut words = std::env::args().skip(1);
     let (Some(_), Some(workload), Some(file)) = (words.next(), words.next(), words.next()) else {
         eprintln!(
-            "usage: qbench cowshed open|read|write|toraw|fromraw|check|map FILE [key=value ...]"
+            "usage: qbench cowshed open|read|write|toraw|fromraw|check|map|pass FILE [key=value ...]"
         );
         std::process::exit(2);
     };
@@ -259,6 +301,9 @@ fn main() {
         (key.to_owned(), value.to_owned())
     };
     let arguments = &Arguments { workload, file, keys: words.map(pair).collect() };
+    if arguments.workload == "pass" {
+        return pass(arguments);
+    }
     let start = Instant::now();
     let image = &block_on(open(arguments));
     let opened = start.elapsed();
