@@ -1,4 +1,5 @@
-//! Storages for the browser: a [`BlobStorage`] over a `Blob` or `File`, and a [`Uint8ArrayStorage`] over bytes in memory.
+//! Storages for the browser: a [`BlobStorage`] over a `Blob` or `File`, or over an object of the page's that reads on
+//! demand, and a [`Uint8ArrayStorage`] over bytes in memory.
 //!
 //! A blob is read by slices at positions, never as a whole: the file stays where it is, and a file of 100 GiB costs as
 //! much memory as a small one. What to slice is `window.rs`'s business; this file does the slicing. Segments are kept as
@@ -17,10 +18,10 @@ use std::rc::Rc;
 
 use async_lock::Semaphore;
 use event_listener::Event;
-use js_sys::{ArrayBuffer, Reflect, Uint8Array};
-use wasm_bindgen::{JsCast, JsValue};
+use js_sys::{ArrayBuffer, Promise, Reflect, Uint8Array};
+use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
-use web_sys::Blob;
+use web_sys::{AbortController, AbortSignal, Blob};
 
 use super::window::{HELD_LEN_MAX, Payload, Window};
 use crate::storage::{Buf, Storage, StorageExtent, StorageExtentKind, StorageLimits};
@@ -34,7 +35,22 @@ const SEGMENTS_PER_REQUEST_MAX: usize = 3;
 /// Below this a request costs about as much as one of this length. Bytes.
 const TRANSFER_LEN_OPTIMAL: u32 = 1 << 20;
 
-/// A `Blob` or `File` as storage, read by slices through a window of bounded size.
+#[wasm_bindgen]
+extern "C" {
+    /// An object that reads on demand: `read(offset, length, signal)` gives exactly so many bytes, or a promise of them.
+    #[wasm_bindgen(typescript_type = "ImageReader")]
+    pub type Reader;
+
+    #[wasm_bindgen(method, catch)]
+    fn read(
+        this: &Reader,
+        offset: f64,
+        length: f64,
+        signal: &AbortSignal,
+    ) -> Result<JsValue, JsValue>;
+}
+
+/// A `Blob`, a `File` or a [`Reader`] as storage, read by slices through a window of bounded size.
 ///
 /// Clones share the window.
 #[derive(Clone)]
@@ -55,7 +71,7 @@ pub struct BlobStatistics {
 }
 
 struct Source {
-    blob: Blob,
+    origin: Origin,
     len: u64,
     window: RefCell<Window<Rc<Fetch>>>,
     /// A permit for each fetch in flight. Fetches own theirs, so that one is always given back.
@@ -64,17 +80,42 @@ struct Source {
     bytes_fetched: Cell<u64>,
 }
 
-/// A segment of the blob, under way or come. It ends by itself, whoever still wants it.
+/// Where the bytes come from.
+enum Origin {
+    Blob(Blob),
+    Reader(Reader),
+}
+
+/// A segment of the source, under way or come. A slice of a blob ends by itself, whoever still wants it; a reader is told
+/// when nobody does any more.
 struct Fetch {
     result: OnceCell<Result<Uint8Array, FetchError>>,
     done: Event,
+    waiting: Cell<usize>,
+    abort: Option<AbortController>,
 }
+
+/// What a page's own reader threw. It is the inner error of the [`io::Error`] that the storage gives.
+#[derive(Debug, Clone)]
+pub(crate) struct Thrown {
+    pub(crate) message: String,
+    /// The `code` of what was thrown.
+    pub(crate) code: Option<String>,
+}
+
+impl std::fmt::Display for Thrown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Thrown {}
 
 /// What went wrong, to be told to each who waits.
 #[derive(Clone)]
 struct FetchError {
     kind: io::ErrorKind,
-    message: String,
+    thrown: Thrown,
 }
 
 impl BlobStorage {
@@ -85,8 +126,18 @@ impl BlobStorage {
     #[must_use]
     pub fn new(blob: Blob) -> Self {
         let len = f64_to_u64(blob.size());
+        Self::over(Origin::Blob(blob), len)
+    }
+
+    /// Reads `len` bytes from `reader`. It is asked for every byte once, as long as that is held; its buffers are copied.
+    #[must_use]
+    pub fn from_reader(reader: Reader, len: u64) -> Self {
+        Self::over(Origin::Reader(reader), len)
+    }
+
+    fn over(origin: Origin, len: u64) -> Self {
         let source = Source {
-            blob,
+            origin,
             len,
             window: RefCell::new(Window::new(len)),
             permits: Semaphore::new(FETCHES_IN_FLIGHT_MAX),
@@ -106,11 +157,19 @@ impl BlobStorage {
         }
     }
 
+    /// Tells a reader to give up what is under way. Later reads fetch again.
+    pub fn stop(&self) {
+        self.source.window.borrow().payloads().for_each(|fetch| fetch.give_up());
+    }
+
     /// The segment that holds the byte at `at` (not past the end), fetched if it is not there, and its range.
     fn segment(&self, at: u64, end: u64) -> (Range<u64>, Rc<Fetch>) {
         let mut window = self.source.window.borrow_mut();
         if let Some((range, fetch)) = window.find(at) {
-            return (range, Rc::clone(fetch));
+            if !fetch.is_given_up() {
+                return (range, Rc::clone(fetch));
+            }
+            window.remove(range.start);
         }
         let range = window.gap(at, end);
         let fetch = self.start(&mut window, range.clone());
@@ -119,13 +178,23 @@ impl BlobStorage {
 
     /// Fetches `range` into the window.
     fn start(&self, window: &mut Window<Rc<Fetch>>, range: Range<u64>) -> Rc<Fetch> {
-        let fetch = Rc::new(Fetch { result: OnceCell::new(), done: Event::new() });
+        // Without controllers (nothing known lacks them) a reader is not told.
+        let abort = match self.source.origin {
+            Origin::Blob(_) => None,
+            Origin::Reader(_) => AbortController::new().ok(),
+        };
+        let fetch = Rc::new(Fetch {
+            result: OnceCell::new(),
+            done: Event::new(),
+            waiting: Cell::new(0),
+            abort,
+        });
         window.insert(range.clone(), Rc::clone(&fetch));
         let (source, settling) = (Rc::clone(&self.source), Rc::clone(&fetch));
         wasm_bindgen_futures::spawn_local(async move {
-            let result = source.fetch(&range).await;
+            let result = source.fetch(&range, settling.abort.as_ref()).await;
             if result.is_err() {
-                source.window.borrow_mut().remove(range.start);
+                source.forget(range.start, &settling);
             }
             // A fetch settles once.
             let _ = settling.result.set(result);
@@ -160,32 +229,68 @@ impl std::fmt::Debug for BlobStorage {
 }
 
 impl Source {
-    /// Reads the bytes of `range`, which is not empty and within the blob.
-    async fn fetch(&self, range: &Range<u64>) -> Result<Uint8Array, FetchError> {
+    /// Reads the bytes of `range`, which is not empty and within the source.
+    async fn fetch(
+        &self,
+        range: &Range<u64>,
+        abort: Option<&AbortController>,
+    ) -> Result<Uint8Array, FetchError> {
         let _permit = self.permits.acquire().await;
         let len = range.end - range.start;
         self.fetches.set(self.fetches.get() + 1);
         self.bytes_fetched.set(self.bytes_fetched.get() + len);
-        let slice = self
-            .blob
-            .slice_with_f64_and_f64(u64_to_f64(range.start), u64_to_f64(range.end))
-            .map_err(|thrown| FetchError::thrown(&thrown))?;
-        let buffer = JsFuture::from(slice.array_buffer())
+        let (start, end) = (u64_to_f64(range.start), u64_to_f64(range.end));
+        let promise = match &self.origin {
+            Origin::Blob(blob) => {
+                blob.slice_with_f64_and_f64(start, end).map(|slice| slice.array_buffer().into())
+            }
+            Origin::Reader(reader) => {
+                let signal = abort.map(AbortController::signal).unwrap_or_else(never_aborted);
+                reader.read(start, end - start, &signal)
+            }
+        };
+        let promise = promise.map_err(|thrown| FetchError::thrown(&thrown))?;
+        let given = JsFuture::from(Promise::resolve(&promise))
             .await
             .map_err(|thrown| FetchError::thrown(&thrown))?;
-        let bytes = Uint8Array::new(&buffer);
+        let bytes = match &self.origin {
+            Origin::Blob(_) => Uint8Array::new(&given),
+            // Its memory is the reader's, which may use it again.
+            Origin::Reader(_) => match given.dyn_into::<Uint8Array>() {
+                Ok(bytes) => bytes.slice(0, bytes.length()),
+                Err(_) => {
+                    return Err(FetchError::new(
+                        io::ErrorKind::InvalidData,
+                        "the reader gave no Uint8Array".to_owned(),
+                    ));
+                }
+            },
+        };
         if u64::from(bytes.length()) != len {
-            return Err(FetchError {
-                kind: io::ErrorKind::UnexpectedEof,
-                message: format!(
+            return Err(FetchError::new(
+                io::ErrorKind::UnexpectedEof,
+                format!(
                     "the file gave {} bytes of {len} at {:#x}: it has changed",
                     bytes.length(),
                     range.start
                 ),
-            });
+            ));
         }
         Ok(bytes)
     }
+
+    /// Takes `fetch`, which begins at `start`, out of the window, unless another has taken its place.
+    fn forget(&self, start: u64, fetch: &Rc<Fetch>) {
+        let mut window = self.window.borrow_mut();
+        if window.find(start).is_some_and(|(_, found)| Rc::ptr_eq(found, fetch)) {
+            window.remove(start);
+        }
+    }
+}
+
+/// A signal of a controller that nobody has.
+fn never_aborted() -> AbortSignal {
+    JsValue::UNDEFINED.unchecked_into()
 }
 
 impl Payload for Rc<Fetch> {
@@ -198,8 +303,10 @@ impl Fetch {
     /// Waits for the bytes.
     ///
     /// # Cancel safety
-    /// The fetch goes on without the one who waited.
+    /// A slice of a blob goes on without the one who waited; a reader is told to give up if that was the last one.
     async fn bytes(&self) -> io::Result<&Uint8Array> {
+        self.waiting.set(self.waiting.get() + 1);
+        let _waiter = Waiter(self);
         loop {
             if let Some(result) = self.result.get() {
                 return result.as_ref().map_err(FetchError::to_io);
@@ -207,6 +314,33 @@ impl Fetch {
             let listener = self.done.listen();
             // Nothing runs between the look and the listening: one thread.
             listener.await;
+        }
+    }
+}
+
+impl Fetch {
+    /// Whether it will end with an error because nobody waited.
+    fn is_given_up(&self) -> bool {
+        self.result.get().is_none()
+            && self.abort.as_ref().is_some_and(|abort| abort.signal().aborted())
+    }
+
+    /// Tells the reader that nobody waits any more.
+    fn give_up(&self) {
+        if let Some(abort) = self.abort.as_ref().filter(|_| self.result.get().is_none()) {
+            abort.abort();
+        }
+    }
+}
+
+/// Somebody who waits for a fetch.
+struct Waiter<'a>(&'a Fetch);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+        if self.0.waiting.get() == 0 {
+            self.0.give_up();
         }
     }
 }
@@ -236,11 +370,16 @@ impl FetchError {
             _ => io::ErrorKind::Other,
         };
         let message = text("message").filter(|message| !message.is_empty());
-        Self { kind, message: message.unwrap_or_else(|| format!("{thrown:?}")) }
+        let message = message.unwrap_or_else(|| format!("{thrown:?}"));
+        Self { kind, thrown: Thrown { message, code: text("code") } }
+    }
+
+    fn new(kind: io::ErrorKind, message: String) -> Self {
+        Self { kind, thrown: Thrown { message, code: None } }
     }
 
     fn to_io(&self) -> io::Error {
-        io::Error::new(self.kind, self.message.clone())
+        io::Error::new(self.kind, self.thrown.clone())
     }
 }
 

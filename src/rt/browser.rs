@@ -4,7 +4,8 @@
 //! to paint or to see input, so work that never waits for anything would freeze it: after a slice of [`SLICE_MS`] the
 //! executor goes on in a task of the event loop (a message to itself), with the page's own work in between.
 //!
-//! [`JsTimer`] is `setTimeout` of the global object. Both work in windows and in workers.
+//! [`JsTimer`] is `setTimeout` of the global object. Both work in windows, in workers and in Node, whose process is kept alive
+//! by tasks that have work, not by those that sleep.
 //!
 //! It must not know the image or the cache.
 
@@ -203,6 +204,7 @@ impl Turn {
             .as_ref()
             .is_some_and(|loopback| loopback.channel.port2().post_message(&JsValue::NULL).is_ok());
         if sent {
+            hold_process(loopback.as_ref().map(|loopback| loopback.channel.port1()), true);
             self.state.sent.set(true);
         } else {
             self.state.began_ms.set(None);
@@ -214,7 +216,9 @@ impl Loopback {
     fn new(state: &Rc<TurnState>) -> Option<Self> {
         let channel = MessageChannel::new().ok()?;
         let state = Rc::clone(state);
+        let port = channel.port1();
         let on_message = Closure::<dyn FnMut()>::new(move || {
+            hold_process(Some(port.clone()), false);
             state.sent.set(false);
             state.began_ms.set(None);
             state.count.set(state.count.get() + 1);
@@ -224,6 +228,7 @@ impl Loopback {
             }
         });
         channel.port1().set_onmessage(Some(on_message.as_ref().unchecked_ref()));
+        hold_process(Some(channel.port1()), false);
         Some(Self { channel, _on_message: on_message })
     }
 }
@@ -233,6 +238,17 @@ impl Drop for Loopback {
         self.channel.port1().set_onmessage(None);
         self.channel.port1().close();
         self.channel.port2().close();
+    }
+}
+
+/// Whether what it is asked of (a port, a timeout) keeps the process alive by itself: in Node, where it can say so.
+fn hold_process(what: Option<impl Into<JsValue>>, hold: bool) {
+    let Some(what) = what.map(Into::into) else { return };
+    let method = JsValue::from_str(if hold { "ref" } else { "unref" });
+    let method = js_sys::Reflect::get(&what, &method).ok();
+    if let Some(method) = method.and_then(|method| method.dyn_into::<Function>().ok()) {
+        // It throws nothing.
+        let _ = method.call0(&what);
     }
 }
 
@@ -323,6 +339,7 @@ impl Timeout {
         });
         let delay_ms = delay_ms.ceil().min(TIMEOUT_MS_MAX);
         let handle = set_timeout(on_fire.as_ref().unchecked_ref(), delay_ms);
+        hold_process(Some(handle.clone()), false);
         TIMEOUTS.set(TIMEOUTS.get() + 1);
         Self { handle, state, _on_fire: on_fire }
     }

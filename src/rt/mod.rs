@@ -40,7 +40,9 @@ mod window;
 mod workers;
 
 #[cfg(all(target_family = "wasm", feature = "browser"))]
-pub use blob::{BlobStatistics, BlobStorage, Uint8ArrayStorage};
+pub(crate) use blob::Thrown;
+#[cfg(all(target_family = "wasm", feature = "browser"))]
+pub use blob::{BlobStatistics, BlobStorage, Reader, Uint8ArrayStorage};
 #[cfg(not(target_family = "wasm"))]
 pub use block_on::block_on;
 #[cfg(all(target_family = "wasm", feature = "browser"))]

@@ -56,6 +56,8 @@ struct Segment<T> {
 /// A reader that may be sequential.
 #[derive(Default, Clone, Copy)]
 struct Stream {
+    /// Where it began.
+    begun: u64,
     /// Where it will go on if it is.
     next: u64,
     /// Up to where it has been read ahead of.
@@ -123,6 +125,11 @@ impl<T: Payload> Window<T> {
         self.segments.partition_point(|segment| segment.start <= at).checked_sub(1)
     }
 
+    /// What is held and under way.
+    pub(crate) fn payloads(&self) -> impl Iterator<Item = &T> {
+        self.segments.iter().map(|segment| &segment.payload)
+    }
+
     /// Bytes held and under way.
     pub(crate) fn held(&self) -> u64 {
         self.held
@@ -139,7 +146,8 @@ impl<T: Payload> Window<T> {
         };
         let Some(i) = self.streams.iter().position(continues) else {
             let oldest = self.streams.iter_mut().min_by_key(|s| s.used)?;
-            *oldest = Stream { next: range.end, ahead: range.end, window: 0, used: clock };
+            let Range { start: begun, end: next } = *range;
+            *oldest = Stream { begun, next, ahead: next, window: 0, used: clock };
             return None;
         };
         let stream = &mut self.streams[i];
@@ -149,7 +157,7 @@ impl<T: Payload> Window<T> {
             stream.window = stream.window.max(AHEAD_LEN_MIN);
         }
         stream.ahead = stream.ahead.max(stream.next);
-        let Stream { next, mut ahead, window, .. } = *stream;
+        let Stream { begun, next, mut ahead, window, .. } = *stream;
         // What the reader has left behind goes first; what was fetched ahead of it has not been used yet and must not.
         let left = range.start.checked_sub(1).and_then(|at| self.before(at));
         if let Some(segment) = left.map(|i| &mut self.segments[i])
@@ -166,7 +174,10 @@ impl<T: Payload> Window<T> {
         if ahead >= self.len || end > next.saturating_add(window).min(self.len) {
             return None;
         }
-        self.streams[i].window = (window * 2).min(AHEAD_LEN_MAX);
+        // Twice as far at each step, and never further than twice what was read: who looks at a few tables does not fetch
+        // what lies behind them.
+        let read = next.saturating_sub(begun);
+        self.streams[i].window = (window * 2).min(AHEAD_LEN_MAX).min((2 * read).max(AHEAD_LEN_MIN));
         let gap = self.gap(ahead, end);
         Some(gap.start..gap.end)
     }
@@ -259,6 +270,17 @@ mod tests {
             assert!(ahead.is_empty(), "seed {seed:#x}: {ahead:?}");
             assert!(window.held() <= HELD_LEN_MAX);
         }
+    }
+
+    #[test]
+    fn who_reads_little_is_read_ahead_of_little() {
+        let mut window = Window::new(1 << 40);
+        let mut fetched = 0;
+        for at in (0..(256 << 10)).step_by(4096) {
+            let (demand, ahead) = read(&mut window, at..at + 4096);
+            fetched += demand.iter().chain(&ahead).map(|r| r.end - r.start).sum::<u64>();
+        }
+        assert!(fetched <= 1 << 20, "{fetched} bytes for 256 KiB");
     }
 
     #[test]

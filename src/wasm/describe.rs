@@ -212,6 +212,8 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> JsValue {
         ("vmClock", snapshot.vm_clock_nsec.into()),
         ("diskSize", or_null(snapshot.disk_size)),
         ("icount", or_null(snapshot.icount)),
+        ("l1Offset", snapshot.l1_table_offset.get().into()),
+        ("l1Entries", snapshot.l1_entries.into()),
     ])
 }
 

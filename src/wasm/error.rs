@@ -1,9 +1,12 @@
 //! What promises reject with: an `Error` with `code`, `structure` and `offset`.
 
+use std::io;
+
 use wasm_bindgen::JsValue;
 
 use super::value::{object, set};
 use crate::Error;
+use crate::rt::Thrown;
 
 /// The error as JavaScript's.
 pub(super) fn to_js(error: Error) -> JsValue {
@@ -12,7 +15,7 @@ pub(super) fn to_js(error: Error) -> JsValue {
         Error::Unsupported(unsupported) => {
             (unsupported.code(), Some(unsupported.structure()), unsupported.offset())
         }
-        Error::Storage { offset, .. } => ("storage", None, Some(*offset)),
+        Error::Storage { offset, source, .. } => (thrown_code(source), None, Some(*offset)),
         Error::Open { .. } => ("open", None, None),
         Error::Refused { .. } => ("refused", None, None),
         Error::OutOfBounds { offset, .. } => ("out-of-bounds", None, Some(*offset)),
@@ -34,4 +37,10 @@ pub(super) fn to_js(error: Error) -> JsValue {
         set(&made, "reference", reference);
     }
     made
+}
+
+/// The code of what a page's reader threw, if that has one.
+fn thrown_code(error: &io::Error) -> &str {
+    let thrown = error.get_ref().and_then(|inner| inner.downcast_ref::<Thrown>());
+    thrown.and_then(|thrown| thrown.code.as_deref()).unwrap_or("storage")
 }

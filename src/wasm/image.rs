@@ -49,11 +49,11 @@ impl Image {
     }
 
     /// Runs one of the engine's requests.
-    fn request<F>(&self, request: impl FnOnce(Rc<Engine>) -> F) -> Promise
+    fn request<F>(&self, signal: &JsValue, request: impl FnOnce(Rc<Engine>) -> F) -> Promise
     where
         F: Future<Output = Result<JsValue>> + 'static,
     {
-        super::promise(request(Rc::clone(&self.engine)))
+        super::promise(signal, request(Rc::clone(&self.engine)))
     }
 }
 
@@ -135,8 +135,13 @@ impl Image {
 
     /// Reads `length` bytes of the disk from guest `offset`.
     #[wasm_bindgen(unchecked_return_type = "Promise<Uint8Array>")]
-    pub fn read(&self, offset: u64, length: u32) -> Promise {
-        self.request(move |engine| async move {
+    pub fn read(
+        &self,
+        offset: u64,
+        length: u32,
+        #[wasm_bindgen(unchecked_optional_param_type = "AbortSignal")] signal: JsValue,
+    ) -> Promise {
+        self.request(&signal, move |engine| async move {
             let mut buf = buffer(length)?;
             engine.read_at(&mut buf, offset).await?;
             Ok(Uint8Array::from(&buf[..]).into())
@@ -145,8 +150,13 @@ impl Image {
 
     /// Reads `length` bytes of the image file from host `offset`.
     #[wasm_bindgen(js_name = readHost, unchecked_return_type = "Promise<Uint8Array>")]
-    pub fn read_host(&self, offset: u64, length: u32) -> Promise {
-        self.request(move |engine| async move {
+    pub fn read_host(
+        &self,
+        offset: u64,
+        length: u32,
+        #[wasm_bindgen(unchecked_optional_param_type = "AbortSignal")] signal: JsValue,
+    ) -> Promise {
+        self.request(&signal, move |engine| async move {
             let mut buf = buffer(length)?;
             engine.read_host(&mut buf, offset).await?;
             Ok(Uint8Array::from(&buf[..]).into())
@@ -160,8 +170,9 @@ impl Image {
         offset: u64,
         #[wasm_bindgen(js_name = maxLength)] max_length: u64,
         #[wasm_bindgen(js_name = maxExtents)] max_extents: u32,
+        #[wasm_bindgen(unchecked_optional_param_type = "AbortSignal")] signal: JsValue,
     ) -> Promise {
-        self.request(move |engine| async move {
+        self.request(&signal, move |engine| async move {
             let len = max_length.min(engine.virtual_size().saturating_sub(offset));
             let mut extents = engine.extents(offset, len)?;
             let mut found = Vec::new();
@@ -176,11 +187,15 @@ impl Image {
 
     /// Whether the image is safe to hand to a virtual machine, and why. Takes the same time for every image.
     #[wasm_bindgen(unchecked_return_type = "Promise<Verdict>")]
-    pub fn verdict(&self) -> Promise {
-        self.request(|engine| async move { report::judge(&engine).await })
+    pub fn verdict(
+        &self,
+        #[wasm_bindgen(unchecked_optional_param_type = "AbortSignal")] signal: JsValue,
+    ) -> Promise {
+        self.request(&signal, |engine| async move { report::judge(&engine).await })
     }
 
-    /// Checks the image's metadata: every reference against the refcounts. `onProgress` is told how far it is.
+    /// Checks the image's metadata: every reference against the refcounts. `onProgress` is told how far it is, `onFinding`
+    /// of everything that is found.
     #[wasm_bindgen(unchecked_return_type = "Promise<CheckReport>")]
     pub fn check(
         &self,
@@ -189,9 +204,18 @@ impl Image {
             unchecked_optional_param_type = "(done: number, total: number) => void"
         )]
         on_progress: JsValue,
+        #[wasm_bindgen(
+            js_name = onFinding,
+            unchecked_optional_param_type = "(finding: CheckFinding) => void"
+        )]
+        on_finding: JsValue,
+        #[wasm_bindgen(unchecked_optional_param_type = "AbortSignal")] signal: JsValue,
     ) -> Promise {
-        let progress = on_progress.dyn_into().ok();
-        self.request(|engine| async move { report::check(&engine, progress).await })
+        let (progress, finding) = (on_progress.dyn_into().ok(), on_finding.dyn_into().ok());
+        self.request(
+            &signal,
+            |engine| async move { report::check(&engine, progress, finding).await },
+        )
     }
 
     /// What the caches and the storages have done so far.
@@ -215,8 +239,11 @@ impl Image {
     /// Refuses new requests, waits for those under way, stops the cleaner. May be called again.
     #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
     pub fn close(&self) -> Promise {
-        self.request(|engine| async move {
+        let blobs = self.stores.blobs.clone();
+        self.request(&JsValue::UNDEFINED, |engine| async move {
             engine.close().await?;
+            // What was being fetched ahead is of no use any more.
+            blobs.iter().for_each(BlobStorage::stop);
             Ok(JsValue::UNDEFINED)
         })
     }

@@ -26,8 +26,10 @@ pub use open::{judge_image, open_image};
 use std::future::Future;
 use std::pin::Pin;
 
-use js_sys::Promise;
+use futures::future::{Aborted, abortable};
+use js_sys::{Function, Promise};
 use wasm_bindgen::prelude::*;
+use web_sys::AbortSignal;
 
 use crate::rt::BrowserExecutor;
 
@@ -38,15 +40,52 @@ thread_local! {
     static EXECUTOR: BrowserExecutor = BrowserExecutor::new();
 }
 
-/// Runs `future` on the package's executor; the promise settles as it does.
-fn promise(future: impl Future<Output = crate::Result<JsValue>> + 'static) -> Promise {
+/// Runs `future` on the package's executor; the promise settles as it does. When `signal`, an `AbortSignal` or undefined,
+/// aborts, the future is dropped and the promise rejects with the signal's reason.
+fn promise(
+    signal: &JsValue,
+    future: impl Future<Output = crate::Result<JsValue>> + 'static,
+) -> Promise {
     // Boxed, so that what runs it is compiled once and not for every method.
-    settle(Box::pin(future))
+    settle(signal.dyn_ref().cloned(), Box::pin(future))
 }
 
-fn settle(future: Pin<Box<dyn Future<Output = crate::Result<JsValue>>>>) -> Promise {
+fn settle(
+    signal: Option<AbortSignal>,
+    future: Pin<Box<dyn Future<Output = crate::Result<JsValue>>>>,
+) -> Promise {
     // Says on the console what a panic was, should there ever be one.
     console_error_panic_hook::set_once();
+    if let Some(signal) = signal.as_ref().filter(|signal| signal.aborted()) {
+        return Promise::reject(&reason(signal));
+    }
+    let (future, handle) = abortable(future);
+    let on_abort = signal.as_ref().map(|signal| {
+        let on_abort = Closure::<dyn FnMut()>::new(move || handle.abort());
+        listen(signal, "addEventListener", &on_abort);
+        on_abort
+    });
     let task = EXECUTOR.with(|executor| executor.spawn(future));
-    wasm_bindgen_futures::future_to_promise(async move { task.await.map_err(error::to_js) })
+    wasm_bindgen_futures::future_to_promise(async move {
+        let done = task.await;
+        if let Some((signal, on_abort)) = signal.as_ref().zip(on_abort) {
+            listen(signal, "removeEventListener", &on_abort);
+        }
+        match done {
+            Ok(result) => result.map_err(error::to_js),
+            Err(Aborted) => Err(signal.as_ref().map_or(JsValue::UNDEFINED, reason)),
+        }
+    })
+}
+
+/// Begins or ends listening for the signal's abortion.
+fn listen(signal: &AbortSignal, how: &str, on_abort: &Closure<dyn FnMut()>) {
+    if let Ok(method) = value::get(signal, how).dyn_into::<Function>() {
+        // It throws nothing.
+        let _ = method.call2(signal, &"abort".into(), on_abort.as_ref());
+    }
+}
+
+fn reason(signal: &AbortSignal) -> JsValue {
+    value::get(signal, "reason")
 }

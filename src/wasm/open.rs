@@ -19,6 +19,9 @@ use crate::image::{
 use crate::rt::{BlobStorage, JsTimer, Uint8ArrayStorage};
 use crate::storage::{Buf, LocalBoxStorage, Storage};
 
+/// The largest size of a source: JavaScript's largest safe integer.
+const SIZE_MAX: u64 = (1 << 53) - 1;
+
 /// Opens an image.
 ///
 /// See `OpenOptions` in `types.d.ts`.
@@ -27,7 +30,8 @@ pub fn open_image(
     #[wasm_bindgen(unchecked_param_type = "ImageSource")] source: JsValue,
     #[wasm_bindgen(unchecked_optional_param_type = "OpenOptions")] options: JsValue,
 ) -> Promise {
-    super::promise(async move { Ok(open(source, &options).await?.into()) })
+    let signal = get(&options, "signal");
+    super::promise(&signal, async move { Ok(open(source, &options).await?.into()) })
 }
 
 /// Judges an image without opening it, and nothing that it names: also one that cannot be opened.
@@ -38,7 +42,8 @@ pub fn judge_image(
     #[wasm_bindgen(unchecked_param_type = "ImageSource")] source: JsValue,
     #[wasm_bindgen(unchecked_optional_param_type = "JudgeOptions")] options: JsValue,
 ) -> Promise {
-    super::promise(async move {
+    let signal = get(&options, "signal");
+    super::promise(&signal, async move {
         let format = format(&get(&options, "format"))?;
         let source = Opener::default().source(Given { source, name: None, format }, None).await?;
         super::report::judge_source(&source).await
@@ -103,9 +108,15 @@ impl Opener {
             LocalBoxStorage::new(storage)
         } else if let Some(bytes) = source.dyn_ref::<Uint8Array>() {
             LocalBoxStorage::new(Uint8ArrayStorage::new(bytes.clone()))
+        } else if get(&source, "read").is_function() {
+            let len = size(&get(&source, "size"))?;
+            let storage = BlobStorage::from_reader(source.unchecked_into(), len);
+            self.stores.borrow_mut().blobs.push(storage.clone());
+            LocalBoxStorage::new(storage)
         } else {
             return Err(Error::InvalidArgument(
-                "source is neither a Blob nor a Uint8Array".to_owned(),
+                "source is neither a Blob, nor a Uint8Array, nor an object with size and read"
+                    .to_owned(),
             ));
         };
         let format = match format.or(stated) {
@@ -194,6 +205,28 @@ fn question(reference: &Reference<'_>) -> JsValue {
 /// A location: the page's own names, so always text.
 pub(super) fn location(path: &Path) -> JsValue {
     JsValue::from_str(&path.to_string_lossy())
+}
+
+/// The size of a source: a whole number that a double holds exactly.
+fn size(value: &JsValue) -> Result<u64> {
+    let number = match u64::try_from(value.clone()) {
+        Ok(size) if size <= SIZE_MAX => return Ok(size),
+        _ => value.as_f64(),
+    };
+    match number {
+        // OK as lossless: whole, and within the range that is checked.
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
+        Some(size) if size.trunc() == size && (0.0..=SIZE_MAX as f64).contains(&size) => {
+            Ok(size as u64)
+        }
+        _ => Err(Error::InvalidArgument(
+            "the size of the source is not a whole number from 0 to 2^53 - 1".to_owned(),
+        )),
+    }
 }
 
 fn format(value: &JsValue) -> Result<Option<Format>> {

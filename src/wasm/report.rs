@@ -64,19 +64,21 @@ fn verdict_value(verdict: &Verdict) -> JsValue {
     object([("conclusion", verdict.conclusion().name().into()), ("findings", array(findings))])
 }
 
-/// Checks the image's metadata, telling `progress` how far it is.
+/// Checks the image's metadata, telling `progress` how far it is and `told` what is found.
 pub(super) async fn check<S: Storage>(
     image: &Image<S>,
     progress: Option<Function>,
+    told: Option<Function>,
 ) -> Result<JsValue> {
-    let mut observer = PageObserver { progress, findings: Vec::new(), total: 0 };
+    let mut observer = PageObserver { progress, told, findings: Vec::new(), total: 0 };
     let report = image.check(&CheckOptions::default(), &mut observer).await?;
     Ok(check_value(image, &report, observer))
 }
 
-/// Hands progress to the page and keeps the first findings.
+/// Hands progress and the first findings to the page, and keeps the latter.
 struct PageObserver {
     progress: Option<Function>,
+    told: Option<Function>,
     findings: Vec<JsValue>,
     total: u64,
 }
@@ -90,12 +92,17 @@ impl CheckObserver for PageObserver {
                 FindingClass::Corruption => "corruption",
                 FindingClass::CheckError => "check-error",
             };
-            self.findings.push(object([
+            let finding = object([
                 ("class", class.into()),
                 ("text", finding.to_string().into()),
                 ("structure", finding.structure.name().into()),
                 ("offset", finding.offset.into()),
-            ]));
+            ]);
+            if let Some(told) = &self.told {
+                // What the page throws is the page's affair.
+                let _ = told.call1(&JsValue::NULL, &finding);
+            }
+            self.findings.push(finding);
         }
     }
 

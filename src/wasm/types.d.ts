@@ -1,5 +1,13 @@
-/** What an image is read from: slices of a `Blob` or `File`, never the whole of it, or bytes in memory. */
-export type ImageSource = Blob | Uint8Array;
+/** An object that reads on demand. It is asked for up to eight ranges at a time, each at most 4 MiB long. */
+export interface ImageReader {
+    /** Of all that can be read, in bytes. */
+    readonly size: number | bigint;
+    /** Gives exactly `length` bytes from `offset`. The signal aborts when nobody waits for them any more. */
+    read(offset: number, length: number, signal: AbortSignal): Promise<Uint8Array> | Uint8Array;
+}
+
+/** What an image is read from: slices of a `Blob` or `File`, never the whole of it, bytes in memory, or a reader. */
+export type ImageSource = Blob | Uint8Array | ImageReader;
 
 export type ImageFormat = "qcow2" | "raw";
 
@@ -20,6 +28,8 @@ export interface ImageReference {
 export type ImageAnswer = { source: ImageSource; format?: ImageFormat; name?: string } | "zeros" | null;
 
 export interface OpenOptions {
+    /** Gives up opening; what is open later knows nothing of it. */
+    signal?: AbortSignal;
     /** What to call the image in messages; a `File` has a name of its own. */
     name?: string;
     /** Without it the format is guessed from the first bytes, and `formatGuessed` is true. */
@@ -31,6 +41,7 @@ export interface OpenOptions {
 }
 
 export interface JudgeOptions {
+    signal?: AbortSignal;
     /** Without it the format is guessed from the first bytes. */
     format?: ImageFormat;
 }
@@ -87,6 +98,9 @@ export interface Snapshot {
     /** `null` where the image does not say: the image's own size. */
     diskSize: bigint | null;
     icount: bigint | null;
+    /** Where its L1 table is in the file, and how many entries it has. */
+    l1Offset: bigint;
+    l1Entries: number;
 }
 
 export interface Bitmap {
