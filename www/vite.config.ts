@@ -2,7 +2,7 @@
 // content security policy needs no exception.
 
 import { createHash } from "node:crypto";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { join, resolve } from "node:path";
 import { defineConfig, type Plugin } from "vite";
@@ -39,14 +39,26 @@ function sealed(): Plugin {
         },
       );
       writeFileSync(file, html);
+      keep(folder);
     },
   };
+}
+
+/** Writes the service worker, which keeps every file of the page. */
+function keep(folder: string): void {
+  const assets = readdirSync(join(folder, "assets")).sort();
+  const files = ["./", ...assets.map((name) => `./assets/${name}`)];
+  const version = createHash("sha256").update(readFileSync(join(folder, "index.html"))).update(files.join()).digest("hex");
+  const script = readFileSync(join(here, "scripts/sw.js"), "utf8")
+    .replace("__FILES__", JSON.stringify(files))
+    .replace("__VERSION__", JSON.stringify(version.slice(0, 16)));
+  writeFileSync(join(folder, "sw.js"), script);
 }
 
 export default defineConfig({
   root: here,
   base: "./",
-  resolve: { alias: { cowshed: resolve(here, "../pkg/cowshed.js") } },
+  resolve: { alias: { cowshed: resolve(here, "../pkg/index.js") } },
   server: { fs: { allow: [resolve(here, "..")] } },
   worker: { format: "es" },
   build: {

@@ -3,14 +3,14 @@
 //
 //   node scripts/serve.mjs [--port N] [--host ADDRESS] [--image FILE]
 //
-// With --image the file is served at /image/NAME, and the printed address opens it at once.
+// With --image the file is served at /image/NAME, by ranges, and the printed address opens it at once.
 
 import { createReadStream, existsSync, statSync } from "node:fs";
 import { createServer } from "node:http";
 import { basename, extname, join, normalize, resolve, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { HEADERS } from "./policy.mjs";
+import { HEADERS, WORKER_POLICY } from "./policy.mjs";
 
 const TYPES = {
   ".html": "text/html; charset=utf-8",
@@ -47,14 +47,21 @@ export async function serve({ port = 0, host = "127.0.0.1", image, folder = DIST
     if (path !== imagePath && !file.startsWith(folder + sep)) return answer(404, {});
     const status = statSync(file, { throwIfNoEntry: false });
     if (!status?.isFile()) return answer(404, { "Content-Type": "text/plain" }, "not found\n");
-    response.writeHead(200, {
+    const range = rangeOf(request.headers.range, status.size);
+    if (range === null) return answer(416, { "Content-Range": `bytes */${status.size}` });
+    const headers = {
       ...HEADERS,
       "Content-Type": (path !== imagePath && TYPES[extname(file)]) || "application/octet-stream",
-      "Content-Length": status.size,
+      "Content-Length": range.end - range.start,
+      "Accept-Ranges": "bytes",
+      ETag: `"${status.ino}-${status.size}-${status.mtimeMs}"`,
       "Cache-Control": path.startsWith("/assets/") ? "public, max-age=31536000, immutable" : "no-cache",
-    });
-    if (request.method === "HEAD") return response.end();
-    return createReadStream(file)
+      ...(range.isPart && { "Content-Range": `bytes ${range.start}-${range.end - 1}/${status.size}` }),
+      ...(/^\/assets\/worker-[^/]+\.js$/.test(path) && { "Content-Security-Policy": WORKER_POLICY }),
+    };
+    response.writeHead(range.isPart ? 206 : 200, headers);
+    if (request.method === "HEAD" || range.end === range.start) return response.end();
+    return createReadStream(file, { start: range.start, end: range.end - 1 })
       .on("error", () => response.destroy())
       .pipe(response);
   });
@@ -65,6 +72,15 @@ export async function serve({ port = 0, host = "127.0.0.1", image, folder = DIST
     url: imagePath === null ? origin : `${origin}?image=${encodeURIComponent(imagePath)}`,
     close: () => new Promise((done) => (server.close(done), server.closeAllConnections())),
   };
+}
+
+/** The part of a file that a request asks for: all of it without a range, null if it has none of that. */
+function rangeOf(header, size) {
+  const parts = /^bytes=(\d+)-(\d*)$/.exec(header ?? "");
+  if (!parts) return { start: 0, end: size, isPart: false };
+  const start = Number(parts[1]);
+  const end = parts[2] === "" ? size : Math.min(size, Number(parts[2]) + 1);
+  return start < end ? { start, end, isPart: true } : null;
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

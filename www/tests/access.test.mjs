@@ -12,6 +12,7 @@ const { base, top } = layered(files.at);
 const long = "a-rather-long-name-for-a-snapshot-that-somebody-made-before-the-upgrade-of-the-whole-system";
 qemuImg("snapshot", "-c", long, top);
 qcow2(files.at(`${long}.qcow2`), "1G", { commands: ["write -P 1 0 1M", "write -z 10M 1M", "write -c -P 2 20M 64k"] });
+qcow2(files.at("small.qcow2"), "1M", { commands: ["write -P 1 0 64k"] });
 copyFileSync(base, files.at("cut.qcow2"));
 truncateSync(files.at("cut.qcow2"), 300);
 
@@ -44,6 +45,28 @@ const STATES = {
     await go(page, "Bytes");
     await page.locator("cow-hex .row.at").getByText("01 01").waitFor();
   },
+  clusters: async (page) => {
+    await openImage(page, files.at(`${long}.qcow2`));
+    await go(page, "Clusters");
+    await page.locator("cow-clusters .end").waitFor();
+  },
+  owners: async (page) => {
+    await openImage(page, files.at(`${long}.qcow2`));
+    await page.evaluate(() => (location.hash = "#clusters/host/0x50000"));
+    await page.locator("cow-clusters #owners").waitFor();
+  },
+  check: async (page) => {
+    await openImage(page, files.at(`${long}.qcow2`));
+    await go(page, "Check");
+    await page.getByRole("button", { name: "Check this image" }).click();
+    await page.locator("cow-check .outcome").waitFor();
+  },
+  export: async (page) => {
+    await openImage(page, files.at("small.qcow2"));
+    await go(page, "Export");
+    await page.getByRole("button", { name: "Compute it" }).click();
+    await page.locator("cow-export .sum").waitFor();
+  },
   structure: async (page) => {
     await openImage(page, files.at(`${long}.qcow2`));
     await go(page, "Structure");
@@ -72,7 +95,7 @@ for (const [state, enter] of Object.entries(STATES)) {
 page("the_keyboard_reaches_every_view", async ({ page }) => {
   await openImage(page, base);
   const reached = new Set();
-  for (let step = 0; step < 12; step += 1) {
+  for (let step = 0; step < 16; step += 1) {
     await page.keyboard.press("Tab");
     const name = await page.evaluate(() => {
       let active = document.activeElement;
@@ -81,5 +104,5 @@ page("the_keyboard_reaches_every_view", async ({ page }) => {
     });
     reached.add(name);
   }
-  for (const view of ["Open another", "Overview", "Map", "Bytes", "Structure"]) assert.ok(reached.has(view), view);
+  for (const view of ["Open another", "Overview", "Map", "Clusters", "Bytes", "Structure", "Check", "Export"]) assert.ok(reached.has(view), view);
 });

@@ -39,6 +39,8 @@ export async function openPage(browser, origin, options = {}) {
   context.on("request", (request) => noted.requests.push(request.url()));
   await page.goto(origin);
   await page.locator("cow-app").waitFor();
+  // Everything that the page keeps for later has come.
+  await page.evaluate(() => navigator.serviceWorker.ready.then(() => undefined));
   return { context, page, noted };
 }
 

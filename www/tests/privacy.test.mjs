@@ -2,7 +2,7 @@
 // holds it to that is in the document and in the headers; and names from an image stay text.
 
 import assert from "node:assert/strict";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import test from "node:test";
 import { drop, go, openImage } from "./browser.mjs";
 import { fixture } from "./fixture.mjs";
@@ -12,7 +12,7 @@ const { files, page, state } = fixture();
 const { base, top } = layered(files.at);
 
 async function seeEverything(page) {
-  for (const view of ["Map", "Bytes", "Structure", "Overview"]) {
+  for (const view of ["Map", "Clusters", "Bytes", "Structure", "Check", "Export", "Overview"]) {
     await go(page, view);
     await page.waitForTimeout(150);
   }
@@ -38,6 +38,23 @@ page("it_works_without_a_network", async ({ page, context }) => {
   await drop(page, base);
   await page.locator("cow-overview").waitFor();
   await seeEverything(page);
+});
+
+page("it_loads_again_without_a_network", async ({ page, context }) => {
+  await context.setOffline(true);
+  await page.reload();
+  await page.locator("cow-welcome").waitFor();
+  await openImage(page, base);
+  await seeEverything(page);
+});
+
+test("the_worker_alone_may_fetch_from_other_servers", async () => {
+  const worker = readdirSync(new URL("../dist/assets", import.meta.url)).find((name) => /^worker-.*\.js$/.test(name));
+  const { headers } = await fetch(`${state.server.origin}assets/${worker}`);
+  assert.equal(
+    headers.get("content-security-policy"),
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self' https: http:",
+  );
 });
 
 test("every_answer_carries_the_policy", async () => {

@@ -9,8 +9,8 @@ const here = fileURLToPath(new URL(".", import.meta.url));
 const www = fileURLToPath(new URL("..", import.meta.url));
 const bin = (name) => `${www}node_modules/.bin/${name}`;
 
-if (!existsSync(`${www}../pkg/cowshed.js`)) {
-  console.error("pkg/ is not built: run `wasm-pack build --target web` in the folder above, or `cargo xtask setup` first");
+if (!existsSync(`${www}../pkg/engine/cowshed.js`)) {
+  console.error("pkg/ is not built: run `cargo xtask pkg`, or `cargo xtask setup` first");
   process.exit(1);
 }
 
@@ -23,7 +23,7 @@ for (const [command, ...args] of [
 }
 
 const only = process.argv.slice(2);
-const files = ["unit", "."]
+const files = ["unit", "package", "."]
   .flatMap((folder) => readdirSync(`${here}${folder}`).map((name) => `${here}${folder}/${name}`))
   .filter((file) => file.endsWith(".test.mjs"))
   .filter((file) => only.length === 0 || only.some((part) => file.slice(here.length).includes(part)));

@@ -2,12 +2,16 @@
 
 import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Space } from "../engine/protocol.js";
-import { offsetText, parseOffset } from "../model/size.js";
+import { offsetText, parseOffset, sizeText } from "../model/size.js";
+import { counted } from "../model/text.js";
 import { iconUrl } from "../style/icon.js";
 import { shared } from "../style/shared.js";
-import { Desk, type Session } from "./desk.js";
+import { Desk, type Rival, type Session } from "./desk.js";
 import { droppedFiles, nameOf, pickFile } from "./parts.js";
 import "./ask.js";
+import "./check.js";
+import "./clusters.js";
+import "./export.js";
 import "./failed.js";
 import "./hex.js";
 import "./map.js";
@@ -15,9 +19,19 @@ import "./overview.js";
 import "./structure.js";
 import "./welcome.js";
 
-const VIEWS = ["overview", "map", "hex", "structure"] as const;
+const VIEWS = ["overview", "map", "clusters", "hex", "structure", "check", "export"] as const;
 type View = (typeof VIEWS)[number];
-const VIEW_NAMES: Record<View, string> = { overview: "Overview", map: "Map", hex: "Bytes", structure: "Structure" };
+const VIEW_NAMES: Record<View, string> = {
+  overview: "Overview",
+  map: "Map",
+  clusters: "Clusters",
+  hex: "Bytes",
+  structure: "Structure",
+  check: "Check",
+  export: "Export",
+};
+/** Views that show a place: their address names it. */
+const PLACED: readonly View[] = ["clusters", "hex"];
 const TITLE = "cowshed: what is in this disk image?";
 
 /** What the address names. */
@@ -40,6 +54,8 @@ export class CowApp extends LitElement {
   #desk = new Desk(this);
   /** An image has been opened before: the next one begins at its overview. */
   #opened = false;
+  /** The address of an image that the page's own address proposes. It is fetched when the person says so. */
+  #proposed = "";
 
   constructor() {
     super();
@@ -183,6 +199,12 @@ export class CowApp extends LitElement {
           animation-duration: 4s;
         }
       }
+      .meter {
+        color: var(--muted);
+        font-size: 0.87rem;
+        white-space: nowrap;
+        margin-left: auto;
+      }
       footer {
         color: var(--muted);
         font-size: 0.87rem;
@@ -242,11 +264,10 @@ export class CowApp extends LitElement {
     window.addEventListener("dragover", this.#onDragOver);
     window.addEventListener("dragleave", this.#onDragLeave);
     window.addEventListener("drop", this.#onDrop);
-    const served = new URLSearchParams(location.search).get("image");
-    if (served !== null) {
-      this.#opened = true;
-      void this.#desk.openServed(served);
-    }
+    const asked = new URLSearchParams(location.search);
+    const served = asked.get("image");
+    this.#proposed = asked.get("url") ?? "";
+    if (served !== null) this.#openServed(served);
   }
 
   override disconnectedCallback(): void {
@@ -265,7 +286,7 @@ export class CowApp extends LitElement {
           <div class="brand ${session ? "open" : ""}">${LOGO}<span>cowshed</span></div>
           ${session
             ? html`<div class="file"><h1>${nameOf(session.file.name)}</h1></div>
-                <button @click=${this.#pick}>Open another</button>`
+                ${this.#meter()} <button @click=${this.#pick}>Open another</button>`
             : nothing}
         </div>
         ${session ? this.#nav() : nothing}
@@ -286,6 +307,16 @@ export class CowApp extends LitElement {
     document.title = name === undefined ? TITLE : `${name} \u2013 cowshed`;
   }
 
+  /** What was fetched for an image on a server. */
+  #meter(): TemplateResult | typeof nothing {
+    const { meter } = this.#desk;
+    if (!meter) return nothing;
+    const requests = counted(meter.requests, "request");
+    return html`<span class="meter number" title=${`${meter.bytes.toLocaleString("en")} bytes in ${requests}`}>
+      ${sizeText(meter.bytes)} fetched
+    </span>`;
+  }
+
   #nav(): TemplateResult {
     return html`<nav aria-label="Views">
       ${VIEWS.map(
@@ -300,14 +331,20 @@ export class CowApp extends LitElement {
     const { state } = desk;
     switch (state.at) {
       case "empty":
-        return html`<cow-welcome .notice=${state.notice} @pick=${this.#pick}></cow-welcome>`;
+        return html`<cow-welcome
+          .notice=${state.notice}
+          .address=${this.#proposed}
+          @pick=${this.#pick}
+          @address=${(event: CustomEvent<URL>) => this.#openUrl(event.detail)}
+        ></cow-welcome>`;
       case "opening":
         if (state.ask) {
           const { reference, answer } = state.ask;
           return html`<cow-ask
             .reference=${reference}
             .name=${state.name}
-            @give=${(event: CustomEvent<File>) => desk.give(event.detail)}
+            .base=${state.base}
+            @give=${(event: CustomEvent<File | URL>) => desk.give(event.detail)}
             @zeros=${() => answer("zeros", null)}
             @refuse=${() => desk.cancel()}
           ></cow-ask>`;
@@ -316,6 +353,7 @@ export class CowApp extends LitElement {
           ? html`<div class="loading" role="status">
               <span class="spinner"></span>
               <p><span>Opening</span> ${nameOf(state.name)}</p>
+              ${this.#meter()}
               <button class="quiet" @click=${() => desk.cancel()}>Cancel</button>
             </div>`
           : nothing;
@@ -323,7 +361,7 @@ export class CowApp extends LitElement {
       case "failed":
         return html`<cow-failed
           .name=${state.file.name}
-          .size=${state.file.bytes.size}
+          .size=${typeof state.file.bytes === "string" ? null : state.file.bytes.size}
           .guess=${state.at === "wrong" ? state.guess : null}
           .error=${state.at === "failed" ? state.error : null}
           @pick=${this.#pick}
@@ -364,7 +402,16 @@ export class CowApp extends LitElement {
           .facts=${session.facts}
           .whole=${allocation}
           .scanError=${scanError}
+          .comparison=${this.#desk.comparison}
+          @compare=${(event: CustomEvent<Rival | null>) => void this.#desk.compare(event.detail)}
         ></cow-map>`;
+      case "clusters":
+        return html`<cow-clusters
+          .engine=${engine}
+          .facts=${session.facts}
+          .space=${this.place.space}
+          .offset=${this.place.offset}
+        ></cow-clusters>`;
       case "hex":
         return html`<cow-hex
           .engine=${engine}
@@ -374,7 +421,11 @@ export class CowApp extends LitElement {
           @place=${this.#onPlace}
         ></cow-hex>`;
       case "structure":
-        return html`<cow-structure .facts=${session.facts}></cow-structure>`;
+        return html`<cow-structure .engine=${engine} .facts=${session.facts}></cow-structure>`;
+      case "check":
+        return html`<cow-check .engine=${engine} .facts=${session.facts}></cow-check>`;
+      case "export":
+        return html`<cow-export .engine=${engine} .session=${session}></cow-export>`;
     }
   }
 
@@ -382,7 +433,7 @@ export class CowApp extends LitElement {
     const place = placeOf(location.hash);
     if (!place) return;
     // "#hex" alone goes back to where the bytes were left.
-    const bare = place.view !== "hex" || !location.hash.includes("/");
+    const bare = !PLACED.includes(place.view) || !location.hash.includes("/");
     this.place = bare ? { ...this.place, view: place.view } : place;
   };
 
@@ -390,7 +441,7 @@ export class CowApp extends LitElement {
   #onPlace = (event: CustomEvent<{ space: Space; offset: bigint }>): void => {
     const { space, offset } = event.detail;
     this.place = { view: "hex", space, offset };
-    history.replaceState(null, "", `#hex/${space}/${offsetText(offset)}`);
+    history.replaceState(null, "", `${location.pathname}${location.search}#hex/${space}/${offsetText(offset)}`);
   };
 
   #onDragOver = (event: DragEvent): void => {
@@ -419,13 +470,34 @@ export class CowApp extends LitElement {
   };
 
   #openFile(file: File): void {
-    // The address that the page was opened with counts for the first image.
-    if (this.#opened) {
-      this.place = START;
-      history.replaceState(null, "", "#overview");
-    }
-    this.#opened = true;
+    this.#begin(null);
     void this.#desk.openFile(file);
+  }
+
+  #openUrl(url: URL): void {
+    this.#begin(url);
+    void this.#desk.openUrl(url);
+  }
+
+  /** Opens a file that the server of this page offers beside it. */
+  #openServed(path: string): void {
+    const url = new URL(path, location.href);
+    if (url.origin === location.origin) {
+      this.#opened = true;
+      void this.#desk.openUrl(url);
+    } else {
+      this.#desk.notice("The address names an image of another site. It is opened when you say so.");
+      this.#proposed = url.href;
+    }
+  }
+
+  /** The place that the page was opened with counts for the first image. The page's address names an image on a server. */
+  #begin(url: URL | null): void {
+    if (this.#opened) this.place = START;
+    this.#opened = true;
+    const search = url ? `?url=${encodeURIComponent(url.href)}` : "";
+    const hash = this.place === START ? "#overview" : location.hash;
+    history.replaceState(null, "", `${location.pathname}${search}${hash}`);
   }
 }
 

@@ -5,13 +5,16 @@ import type { Reference } from "../engine/contract.js";
 import { roleOf } from "../model/describe.js";
 import { shared } from "../style/shared.js";
 import { nameOf, pickFile, when } from "./parts.js";
+import "./address.js";
 
-/** Fires `give` with a file, `zeros`, or `refuse`. */
+/** Fires `give` with a file or a URL, `zeros`, or `refuse`. */
 export class CowAsk extends LitElement {
-  static override properties = { reference: {}, name: {} };
+  static override properties = { reference: {}, name: {}, base: {} };
   declare reference: Reference;
   /** The image that is being opened. */
   declare name: string;
+  /** Its address, if it has one: what it names may lie beside it. */
+  declare base: string | null;
 
   static override styles = [
     shared,
@@ -50,6 +53,13 @@ export class CowAsk extends LitElement {
         background: var(--panel);
         text-align: center;
       }
+      .elsewhere {
+        margin-top: 16px;
+      }
+      .elsewhere summary {
+        cursor: pointer;
+        margin-bottom: 8px;
+      }
       .others {
         display: flex;
         flex-wrap: wrap;
@@ -81,6 +91,13 @@ export class CowAsk extends LitElement {
         <button class="primary" @click=${this.#pick}>Choose the file&hellip;</button>
         <span class="muted small">or drop it anywhere on this page</span>
       </div>
+      <details class="elsewhere" ?open=${this.base !== null}>
+        <summary>It is on a server</summary>
+        <cow-address
+          .value=${this.#beside()}
+          @address=${(event: CustomEvent<URL>) => this.dispatchEvent(new CustomEvent("give", { detail: event.detail }))}
+        ></cow-address>
+      </details>
       <div class="others">
         <button @click=${() => this.dispatchEvent(new CustomEvent("zeros"))}>Read it as zeros</button>
         <button class="quiet" @click=${() => this.dispatchEvent(new CustomEvent("refuse"))}>Cancel</button>
@@ -89,6 +106,13 @@ export class CowAsk extends LitElement {
         Read as zeros, the image still shows its structure and its own data; only what the ${role} would supply is blank.
       </p>
     `;
+  }
+
+  /** Where the file would be if it lay beside the image. It is proposed, and fetched only if the person agrees. */
+  #beside(): string {
+    const { name } = this.reference;
+    const isPlain = /^[\w][\w .+@-]*$/.test(name);
+    return this.base !== null && isPlain ? new URL(encodeURIComponent(name), this.base).href : "";
   }
 
   #pick = async (): Promise<void> => {

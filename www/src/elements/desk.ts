@@ -2,11 +2,12 @@
 // It belongs to the page's element and asks it to render; it knows no markup.
 
 import type { ReactiveController, ReactiveControllerHost } from "lit";
-import type { Answer, Format, Reference, Source, Verdict } from "../engine/contract.js";
+import type { Answer, Bytes, Format, Reference, Source, Verdict } from "../engine/contract.js";
 import { Engine } from "../engine/client.js";
-import type { ImageFacts } from "../engine/protocol.js";
+import type { ImageFacts, Side } from "../engine/protocol.js";
 import { Allocation } from "../model/allocation.js";
-import { sniff, type Guess } from "../model/sniff.js";
+import { rememberUrl } from "../model/recent.js";
+import { guess, HEAD_LENGTH, sniff, TAIL_LENGTH, type Guess } from "../model/sniff.js";
 
 /** A spinner sooner than this would only flicker. */
 const SLOW_MS = 250;
@@ -15,10 +16,20 @@ export const BUCKETS_MAX = 16_384;
 /** A disk without clusters is divided by sectors. */
 export const SECTOR_LENGTH = 512;
 
-/** A file as it was given: dropped, picked, or served beside the page. */
+/** A file as it was given: dropped or picked, or the address of one. */
 export interface Given {
-  bytes: Blob;
+  bytes: Bytes;
   name: string;
+}
+
+/** What the map compares the disk with: a snapshot (null is the disk as it is now), or a layer by its depth. */
+export type Rival = { snapshot: string | null } | { layer: number };
+
+/** A comparison that was asked for. */
+export interface Comparison {
+  rival: Rival;
+  /** The other disk, once it is open. */
+  other: Side | Error | null;
 }
 
 /** What was answered when the image asked for another file. */
@@ -46,10 +57,17 @@ export interface Ask {
 
 export type State =
   | { at: "empty"; notice: string | null }
-  | { at: "opening"; name: string; ask: Ask | null }
+  /** `base` is the address of what is opened, if it has one. */
+  | { at: "opening"; name: string; base: string | null; ask: Ask | null }
   | { at: "open"; session: Session }
   | { at: "wrong"; file: Given; guess: Guess }
   | { at: "failed"; file: Given; error: Error };
+
+/** What has come from addresses. */
+export interface Meter {
+  bytes: number;
+  requests: number;
+}
 
 interface OpenHow {
   format?: Format;
@@ -68,10 +86,16 @@ export class Desk implements ReactiveController {
   #opening: AbortController | null = null;
   #scan: AbortController | null = null;
   #slowTimer = 0;
+  #comparison: Comparison | null = null;
+  #fetched = new Map<string, Meter>();
 
   constructor(host: ReactiveControllerHost) {
     this.#host = host;
     host.addController(this);
+    this.engine.onFetched = ({ url, bytes, requests }) => {
+      this.#fetched.set(url, { bytes, requests });
+      host.requestUpdate();
+    };
   }
 
   hostDisconnected(): void {
@@ -111,6 +135,21 @@ export class Desk implements ReactiveController {
     return this.#scanError;
   }
 
+  get comparison(): Comparison | null {
+    return this.#comparison;
+  }
+
+  /** What has come from addresses for the image on the desk; null if nothing of it has one. */
+  get meter(): Meter | null {
+    if (this.#fetched.size === 0) return null;
+    const meter = { bytes: 0, requests: 0 };
+    for (const { bytes, requests } of this.#fetched.values()) {
+      meter.bytes += bytes;
+      meter.requests += requests;
+    }
+    return meter;
+  }
+
   /** Says something on the empty page. */
   notice(notice: string): void {
     if (this.#state.at === "empty") this.#set({ at: "empty", notice });
@@ -119,40 +158,47 @@ export class Desk implements ReactiveController {
   /** Opens a file as what its first bytes say it is; what looks like no disk is asked about first. */
   async openFile(file: File): Promise<void> {
     const given: Given = { bytes: file, name: file.name };
-    const opening = this.#begin(file.name);
+    const opening = this.#begin(given);
     try {
-      const guess = await sniff(file);
+      const seen = await sniff(file);
       if (this.#opening !== opening) return;
-      if (guess.kind === "qcow2" || guess.kind === "raw") await this.open(given, { format: guess.kind });
-      else this.#rest({ at: "wrong", file: given, guess });
+      if (seen.kind === "qcow2" || seen.kind === "raw") await this.open(given, { format: seen.kind });
+      else this.#rest({ at: "wrong", file: given, guess: seen });
     } catch (error) {
       if (this.#opening === opening) this.#rest({ at: "failed", file: given, error: asError(error) });
     }
   }
 
-  /** Opens a file that the server of this page offers beside it. */
-  async openServed(path: string): Promise<void> {
-    const url = new URL(path, location.href);
-    if (url.origin !== location.origin) {
-      this.notice("The address names an image of another site. Only files of your own are opened.");
-      return;
-    }
-    const name = decodeURIComponent(url.pathname.split("/").at(-1) ?? "") || "image";
-    const opening = this.#begin(name);
-    try {
-      const response = await fetch(url, { signal: opening.signal });
-      if (!response.ok) throw new Error(`the server answered ${response.status}`);
-      const bytes = await response.blob();
-      if (this.#opening === opening) await this.openFile(new File([bytes], name));
-    } catch (error) {
-      if (this.#opening !== opening) return;
-      this.#rest({ at: "empty", notice: `The image beside this page could not be fetched: ${asError(error).message}.` });
-    }
+  /** Opens what lies at an address as what its first bytes say it is. */
+  async openUrl(url: URL): Promise<void> {
+    const name = nameOf(url);
+    const file: Given = { bytes: url.href, name };
+    await this.open(file, {});
+    const { session } = this;
+    if (!session || session.file !== file) return;
+    if (session.facts.format === "raw") await this.#doubt(session);
+    if (this.session === session) rememberUrl(url.href);
+  }
+
+  /** What was opened as a raw disk because it is no qcow2 image may be no disk at all. */
+  async #doubt(session: Session): Promise<void> {
+    const { image, hostSize } = session.facts;
+    const read = (offset: bigint, length: number): Promise<Uint8Array> =>
+      this.engine.call("read", { image, space: "host", offset, length });
+    const length = Number(hostSize < BigInt(HEAD_LENGTH) ? hostSize : BigInt(HEAD_LENGTH));
+    const tail = Number(hostSize < BigInt(TAIL_LENGTH) ? hostSize : BigInt(TAIL_LENGTH));
+    const [first, last] = await Promise.all([read(0n, length), read(hostSize - BigInt(tail), tail)]).catch(() => []);
+    if (!first || !last || this.session !== session) return;
+    const seen = guess(first, last);
+    if (seen.kind === "raw") return;
+    this.#leave();
+    this.#rest({ at: "wrong", file: session.file, guess: seen });
   }
 
   /** Opens a file in a format. */
   async open(file: Given, how: OpenHow): Promise<void> {
-    const opening = this.#begin(file.name);
+    const opening = this.#begin(file);
+    if (!how.answered) this.#fetched.clear();
     const answered: Answered[] = [];
     const snapshot = how.snapshot ?? null;
     try {
@@ -177,25 +223,73 @@ export class Desk implements ReactiveController {
   choose(snapshot: string | null): void {
     if (!this.session) return;
     const { file, answered } = this.session;
-    void this.open(file, { ...sameFormat(this.session), snapshot, answered });
+    void this.open(file, { ...sameFormat(this.session.facts), snapshot, answered });
   }
 
   /** Opens the same image again and asks for everything that it names. */
   askAgain(): void {
     if (!this.session) return;
     const { file, snapshot } = this.session;
-    void this.open(file, { ...sameFormat(this.session), snapshot });
+    void this.open(file, { ...sameFormat(this.session.facts), snapshot });
   }
 
-  /** Answers what is asked for with a file. */
-  give(file: File): void {
+  /** Compares the disk with another: one that the same image holds, or a layer below. Null ends that. */
+  async compare(rival: Rival | null): Promise<void> {
+    this.#leaveComparison();
+    const { session } = this;
+    if (!session || !rival) return this.#host.requestUpdate();
+    const comparison: Comparison = { rival, other: null };
+    this.#comparison = comparison;
+    this.#host.requestUpdate();
+    const other = await this.#openRival(session, rival).catch(asError);
+    if (this.#comparison === comparison) this.#comparison = { rival, other };
+    else if (!(other instanceof Error)) this.#close(other.image);
+    this.#host.requestUpdate();
+  }
+
+  async #openRival({ file, facts, answered }: Session, rival: Rival): Promise<Side> {
+    const above = "layer" in rival ? rival.layer : 0;
+    const below = answered.filter(({ reference }) => reference.kind === "backing-file")[above - 1]?.answer;
+    if (above > 0 && (!below || below === "zeros")) throw new Error("that layer was not given");
+    const source: Source = above > 0 ? (below as Source) : { source: file.bytes, name: file.name, ...sameFormat(facts) };
+    const opened = await this.engine.call(
+      "open",
+      {
+        source: source.source,
+        name: source.name ?? file.name,
+        format: source.format ?? null,
+        snapshot: "snapshot" in rival ? rival.snapshot : null,
+      },
+      {
+        // What it names was named before, from one layer or another further up.
+        onAsk: ({ kind, name }) =>
+          Promise.resolve(answered.find(({ reference }) => reference.kind === kind && reference.name === name)?.answer ?? null),
+      },
+    );
+    return { image: opened.image, above };
+  }
+
+  #leaveComparison(): void {
+    const other = this.#comparison?.other;
+    if (other && !(other instanceof Error)) this.#close(other.image);
+    this.#comparison = null;
+  }
+
+  /** A file that went away, or an engine that stopped, has nothing left to give back. */
+  #close(image: number): void {
+    this.engine.call("close", { image }).catch(() => undefined);
+  }
+
+  /** Answers what is asked for with a file, or with an address. */
+  give(file: File | URL): void {
     if (!this.ask) return;
     const { reference, answer } = this.ask;
     const { format } = reference;
-    const source: Source = { source: file, name: file.name };
+    const name = file instanceof URL ? nameOf(file) : file.name;
+    const source: Source = { source: file instanceof URL ? file.href : file, name };
     // A format that the engine does not read is its to refuse: it names it.
     if (format === "qcow2" || format === "raw") source.format = format;
-    answer(source, file.name);
+    answer(source, name);
   }
 
   /** Gives up opening. */
@@ -217,13 +311,13 @@ export class Desk implements ReactiveController {
     }
     return new Promise((resolve) => {
       if (this.#opening !== opening || this.#state.at !== "opening") return resolve(null);
-      const { name } = this.#state;
+      const { name, base } = this.#state;
       const answer: Ask["answer"] = (answer, given) => {
         answered.push({ reference, answer, given });
-        this.#set({ at: "opening", name, ask: null });
+        this.#set({ at: "opening", name, base, ask: null });
         resolve(answer);
       };
-      this.#set({ at: "opening", name, ask: { reference, answer } });
+      this.#set({ at: "opening", name, base, ask: { reference, answer } });
     });
   }
 
@@ -259,9 +353,10 @@ export class Desk implements ReactiveController {
       });
   }
 
-  #begin(name: string): AbortController {
+  #begin({ name, bytes }: Given): AbortController {
     this.#opening?.abort();
     this.#leave();
+    const base = typeof bytes === "string" ? bytes : null;
     const opening = new AbortController();
     this.#opening = opening;
     this.#slow = false;
@@ -270,7 +365,7 @@ export class Desk implements ReactiveController {
       this.#slow = true;
       this.#host.requestUpdate();
     }, SLOW_MS);
-    this.#set({ at: "opening", name, ask: null });
+    this.#set({ at: "opening", name, base, ask: null });
     return opening;
   }
 
@@ -286,10 +381,8 @@ export class Desk implements ReactiveController {
     this.#verdict = null;
     this.#allocation = null;
     this.#scanError = null;
-    if (!this.session) return;
-    const { image } = this.session.facts;
-    // A file that went away, or an engine that stopped, has nothing left to give back.
-    this.engine.call("close", { image }).catch(() => undefined);
+    this.#leaveComparison();
+    if (this.session) this.#close(this.session.facts.image);
   }
 
   #set(state: State): void {
@@ -302,8 +395,17 @@ function isSame(one: Reference, other: Reference): boolean {
   return one.kind === other.kind && one.name === other.name && one.depth === other.depth && one.from === other.from;
 }
 
-function sameFormat(session: Session): { format?: Format } {
-  const { format } = session.facts;
+/** The last part of an address, as a name. */
+function nameOf(url: URL): string {
+  const last = url.pathname.split("/").at(-1) ?? "";
+  try {
+    return decodeURIComponent(last) || url.hostname;
+  } catch {
+    return last;
+  }
+}
+
+function sameFormat({ format }: ImageFacts): { format?: Format } {
   return format === "qcow2" || format === "raw" ? { format } : {};
 }
 

@@ -13,7 +13,8 @@ import { nameOf } from "./parts.js";
 export class CowFailed extends LitElement {
   static override properties = { name: {}, size: {}, guess: {}, error: {} };
   declare name: string;
-  declare size: number;
+  /** Null if it is not known. */
+  declare size: number | null;
   declare guess: Guess | null;
   declare error: Error | null;
 
@@ -66,13 +67,13 @@ export class CowFailed extends LitElement {
     const { heading, text } = this.#words();
     return html`
       <h1>${heading}</h1>
-      <p class="what">${nameOf(this.name)} <span class="number">${sizeText(this.size)}</span></p>
+      <p class="what">${nameOf(this.name)} ${this.size === null ? nothing : html`<span class="number">${sizeText(this.size)}</span>`}</p>
       <div class="card" role="alert">
         ${text.map((line) => html`<p class="break">${line}</p>`)} ${this.#place()}
       </div>
       <div class="actions">
         <button class="primary" @click=${() => this.dispatchEvent(new CustomEvent("pick"))}>Choose another file&hellip;</button>
-        ${this.size > 0
+        ${this.size === null || this.size > 0
           ? html`<button @click=${() => this.dispatchEvent(new CustomEvent("raw"))}>Show its bytes as a raw disk</button>`
           : nothing}
       </div>

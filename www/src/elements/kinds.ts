@@ -3,6 +3,7 @@
 
 import { svg, type TemplateResult } from "lit";
 import { KINDS, type Kind } from "../model/allocation.js";
+import { DIFFERENCES, type Difference } from "../model/compare.js";
 
 export interface KindWords {
   name: string;
@@ -36,5 +37,31 @@ export function swatch(kind: Kind): TemplateResult {
 export function tokensOf(kind: Kind): { ground: string; mark: string } {
   return { ground: `--map-${kind}`, mark: `--map-${kind}-mark` };
 }
+
+/** The differences of a comparison look like kinds, each by its colour and its pattern. */
+export const DIFFERENCE_KINDS: Record<Difference, Kind> = {
+  changed: "compressed",
+  one: "data",
+  other: "backing",
+  same: "zero",
+  empty: "unallocated",
+};
+
+export const DIFFERENCE_WORDS: Record<Difference, KindWords> = {
+  changed: { name: "Differs", meaning: "both hold data here, kept at different places" },
+  one: { name: "Only in this disk", meaning: "the other has nothing here" },
+  other: { name: "Only in the other", meaning: "this disk has nothing here" },
+  same: { name: "The same", meaning: "both show the same bytes of the same file" },
+  empty: { name: "Nothing in either", meaning: "both read as zeros" },
+};
+
+/** What a map shows: for each index of its sums the look and the words. */
+export interface Look {
+  kind: Kind;
+  words: KindWords;
+}
+
+export const ALLOCATION_LOOKS: Look[] = KINDS.map((kind) => ({ kind, words: KIND_WORDS[kind] }));
+export const COMPARISON_LOOKS: Look[] = DIFFERENCES.map((one) => ({ kind: DIFFERENCE_KINDS[one], words: DIFFERENCE_WORDS[one] }));
 
 export { KINDS };

@@ -11,10 +11,10 @@ import { offsetText, shareText, sizeText } from "../model/size.js";
 import { shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
 import { swatches } from "../style/swatch.js";
-import { BUCKETS_MAX, SECTOR_LENGTH } from "./desk.js";
+import { BUCKETS_MAX, SECTOR_LENGTH, type Comparison, type Rival } from "./desk.js";
 import { Painter } from "./painter.js";
-import { KIND_WORDS, KINDS, swatch } from "./kinds.js";
-import { hexLink, hostOf, layerName, sizeOf, when } from "./parts.js";
+import { ALLOCATION_LOOKS, COMPARISON_LOOKS, KIND_WORDS, swatch, type Look } from "./kinds.js";
+import { clusterLink, hexLink, hostOf, layerName, sizeOf, when } from "./parts.js";
 
 const EXTENTS_SHOWN_MAX = 40;
 /** Cells that a step closer shows. */
@@ -38,6 +38,7 @@ export class CowMap extends LitElement {
     facts: {},
     whole: {},
     scanError: {},
+    comparison: {},
     ranges: { state: true },
     portion: { state: true },
     grid: { state: true },
@@ -50,6 +51,8 @@ export class CowMap extends LitElement {
   /** The scan of the whole disk as far as it has come. */
   declare whole: Allocation | null;
   declare scanError: Error | null;
+  /** What the disk is compared with; null shows the disk alone. Fires `compare` with a rival or null. */
+  declare comparison: Comparison | null;
   /** The parts stepped into, the innermost last. */
   declare private ranges: Range[];
   declare private portion: Allocation | Error | null;
@@ -63,10 +66,12 @@ export class CowMap extends LitElement {
   #scan: AbortController | null = null;
   #look: AbortController | null = null;
   #lookTimer = 0;
+  #compared: Comparison["other"] = null;
   #dark = window.matchMedia("(prefers-color-scheme: dark)");
 
   constructor() {
     super();
+    this.comparison = null;
     this.ranges = [];
     this.portion = null;
     this.grid = null;
@@ -162,6 +167,17 @@ export class CowMap extends LitElement {
       .bad {
         color: var(--bad);
       }
+      .rivals {
+        display: flex;
+        flex-wrap: wrap;
+        align-items: center;
+        gap: 6px 10px;
+        margin-bottom: 12px;
+        font-size: 0.93rem;
+      }
+      .rivals select {
+        max-width: 100%;
+      }
       .actions {
         display: flex;
         flex-wrap: wrap;
@@ -198,6 +214,11 @@ export class CowMap extends LitElement {
       this.ranges = [];
       this.#forget();
     }
+    if (changed.has("comparison") || this.#compared !== (this.comparison?.other ?? null)) {
+      this.#compared = this.comparison?.other ?? null;
+      // The mounted map has nothing to look at again.
+      if (this.comparison || changed.get("comparison")) this.#show([]);
+    }
     if (changed.has("facts") || changed.has("ranges") || changed.has("whole") || changed.has("portion")) this.#lay();
   }
 
@@ -205,7 +226,7 @@ export class CowMap extends LitElement {
     const canvas = this.renderRoot.querySelector("canvas");
     if (!canvas || !this.grid) return;
     this.#painter ??= new Painter(canvas);
-    this.#painter.paint(this.grid, this.#allocation(), this.chosen, this.hovered);
+    this.#painter.paint(this.grid, this.#looks(), this.#allocation(), this.chosen, this.hovered);
   }
 
   protected override render(): TemplateResult {
@@ -214,7 +235,7 @@ export class CowMap extends LitElement {
     const share = allocation
       ? Number(allocation.done - allocation.offset) / Math.max(1, Number(allocation.length))
       : 0;
-    const error = range ? (this.portion instanceof Error ? this.portion : null) : this.scanError;
+    const error = this.#error();
     return html`<div class="layout">
       <section class="card" aria-labelledby="map">
         <div class="top">
@@ -223,6 +244,7 @@ export class CowMap extends LitElement {
             ? html`<span><button @click=${this.#out}>Zoom out</button></span>`
             : html`<span class="muted small">${this.#scale()}</span>`}
         </div>
+        ${this.#rivals()}
         <div class="progress ${share >= 1 || error ? "done" : ""}">
           <span .style=${`transform: scaleX(${share})`}></span>
         </div>
@@ -251,6 +273,45 @@ export class CowMap extends LitElement {
     </div>`;
   }
 
+  #error(): Error | null {
+    const other = this.comparison?.other;
+    if (other instanceof Error) return other;
+    if (this.ranges.length === 0 && !this.comparison) return this.scanError;
+    return this.portion instanceof Error ? this.portion : null;
+  }
+
+  #looks(): Look[] {
+    return this.comparison ? COMPARISON_LOOKS : ALLOCATION_LOOKS;
+  }
+
+  /** What the disk can be compared with: the other states that the image holds, and the layers below. */
+  #rivals(): TemplateResult | typeof nothing {
+    const { facts } = this;
+    const rivals: { rival: Rival; name: string }[] = [];
+    if (facts.snapshot !== null) rivals.push({ rival: { snapshot: null }, name: "the disk as it is now" });
+    for (const { id, name } of facts.snapshots) {
+      if (id !== facts.snapshot) rivals.push({ rival: { snapshot: id }, name: `snapshot ${shown(name || id)}` });
+    }
+    for (const { depth } of facts.layers) {
+      if (depth > 0) rivals.push({ rival: { layer: depth }, name: `layer ${layerName(facts, depth)}` });
+    }
+    if (rivals.length === 0) return nothing;
+    const chosen = rivals.findIndex(({ rival }) => JSON.stringify(rival) === JSON.stringify(this.comparison?.rival));
+    return html`<p class="rivals">
+      <label for="rival">Compare with</label>
+      <select
+        id="rival"
+        @change=${(event: Event) => {
+          const { value } = event.target as HTMLSelectElement;
+          this.dispatchEvent(new CustomEvent("compare", { detail: rivals[Number(value)]?.rival ?? null }));
+        }}
+      >
+        <option value="-1" ?selected=${chosen < 0}>nothing</option>
+        ${rivals.map(({ name }, index) => html`<option value=${index} ?selected=${index === chosen}>${name}</option>`)}
+      </select>
+    </p>`;
+  }
+
   #scale(): string {
     const allocation = this.#allocation();
     if (!allocation || !this.grid) return "";
@@ -265,11 +326,11 @@ export class CowMap extends LitElement {
 
   #legend(allocation: Allocation | null): TemplateResult {
     return html`<ul class="legend" aria-label="What the cells mean">
-      ${KINDS.map((kind, index) => {
+      ${this.#looks().map(({ kind, words }, index) => {
         const bytes = allocation?.totals[index] ?? 0;
-        if (kind === "backing" && bytes === 0 && this.facts.layers.length < 2) return nothing;
-        return html`<li title=${KIND_WORDS[kind].meaning}>
-          ${swatch(kind)} ${KIND_WORDS[kind].name} <span class="muted">${sizeOf(bytes)}</span>
+        if (kind === "backing" && bytes === 0 && this.facts.layers.length < 2 && !this.comparison) return nothing;
+        return html`<li title=${words.meaning}>
+          ${swatch(kind)} ${words.name} <span class="muted">${sizeOf(bytes)}</span>
         </li>`;
       })}
     </ul>`;
@@ -285,6 +346,7 @@ export class CowMap extends LitElement {
       <div class="actions">
         ${when(closer, () => html`<button @click=${() => this.#closer(this.chosen ?? 0)}>Zoom in here</button>`)}
         <span>${hexLink("guest", detail.offset, "Show the bytes")}</span>
+        ${when(this.facts.format === "qcow2", () => html`<span>${clusterLink("guest", detail.offset, "Follow it through the tables")}</span>`)}
       </div>
       ${extents === null
         ? html`<p class="muted">Looking&hellip;</p>`
@@ -341,7 +403,7 @@ export class CowMap extends LitElement {
   }
 
   #allocation(): Allocation | null {
-    if (this.ranges.length === 0) return this.whole;
+    if (this.ranges.length === 0 && !this.comparison) return this.whole;
     return this.portion instanceof Error ? null : this.portion;
   }
 
@@ -362,9 +424,10 @@ export class CowMap extends LitElement {
     const each = this.grid.bucketsEach;
     const bytes = Allocation.sum(allocation, cell * each, each);
     const seen = bytes.reduce((sum, one) => sum + one, 0);
-    const parts = KINDS.map((kind, index) => ({ kind, bytes: bytes[index] ?? 0 }))
+    const parts = this.#looks()
+      .map(({ words }, index) => ({ words, bytes: bytes[index] ?? 0 }))
       .filter((part) => part.bytes > 0)
-      .map((part) => `${KIND_WORDS[part.kind].name.toLowerCase()} ${shareText(part.bytes, Number(range.length))}`);
+      .map((part) => `${part.words.name.toLowerCase()} ${shareText(part.bytes, Number(range.length))}`);
     const words = seen === 0 ? "not looked at yet" : parts.join(", ");
     return withRange ? `${rangeText(range)}: ${words}` : `${sizeText(range.length)}: ${words}`;
   }
@@ -493,7 +556,7 @@ export class CowMap extends LitElement {
     this.#forget();
     this.portion = null;
     this.ranges = ranges;
-    const range = ranges.at(-1);
+    const range = ranges.at(-1) ?? (this.comparison ? { offset: 0n, length: this.facts.virtualSize } : null);
     if (range) void this.#scanPart(range);
   }
 
@@ -503,13 +566,16 @@ export class CowMap extends LitElement {
     const keep = (part: Allocation): void => {
       if (!scan.signal.aborted) this.portion = part;
     };
+    const how = { signal: scan.signal, onProgress: keep };
+    const { image } = this.facts;
+    const other = this.comparison?.other;
+    if (this.comparison && (!other || other instanceof Error)) return;
+    const given = { ...range, bucketsMax: BUCKETS_MAX };
     try {
       keep(
-        await this.engine.call(
-          "scan",
-          { image: this.facts.image, ...range, bucketsMax: BUCKETS_MAX },
-          { signal: scan.signal, onProgress: keep },
-        ),
+        await (other && !(other instanceof Error)
+          ? this.engine.call("compare", { one: { image, above: 0 }, other, ...given }, how)
+          : this.engine.call("scan", { image, ...given }, how)),
       );
     } catch (error) {
       if (!scan.signal.aborted) this.portion = error instanceof Error ? error : new Error(String(error));

@@ -3,7 +3,7 @@
 
 import { Allocation } from "../model/allocation.js";
 import type { Grid } from "../model/grid.js";
-import { KINDS, tokensOf } from "./kinds.js";
+import { ALLOCATION_LOOKS, tokensOf, type Look } from "./kinds.js";
 import type { Kind } from "../model/allocation.js";
 
 /** The least height of a kind's part of a cell, in CSS pixels. */
@@ -20,6 +20,7 @@ export class Painter {
   #outline = "";
   #dot = "";
   #scale = 0;
+  #looks: Look[] = ALLOCATION_LOOKS;
 
   constructor(canvas: HTMLCanvasElement) {
     this.#canvas = canvas;
@@ -30,7 +31,9 @@ export class Painter {
     this.#fills = null;
   }
 
-  paint(grid: Grid, allocation: Allocation | null, chosen: number | null, hovered: number | null): void {
+  paint(grid: Grid, looks: Look[], allocation: Allocation | null, chosen: number | null, hovered: number | null): void {
+    if (looks !== this.#looks) this.#fills = null;
+    this.#looks = looks;
     const canvas = this.#canvas;
     const context = canvas.getContext("2d");
     if (!context) return;
@@ -80,12 +83,12 @@ export class Painter {
       if (part <= 0) return;
       context.fillStyle = fills[kind] ?? "";
       context.fillRect(x, top, size, part);
-      if (KINDS[kind] === "zero" && part >= DOT_ROOM) {
+      if (this.#looks[kind]?.kind === "zero" && part >= DOT_ROOM) {
         // In the middle of its part: a repeated pattern would show half a dot here and two there.
         context.fillStyle = this.#dot;
         context.fillRect(x + (size - DOT) / 2, top + (part - DOT) / 2, DOT, DOT);
       }
-      if (KINDS[kind] === "unallocated" && part === size) {
+      if (this.#looks[kind]?.kind === "unallocated" && part === size) {
         context.strokeStyle = this.#outline;
         context.lineWidth = 1;
         context.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
@@ -108,7 +111,7 @@ export class Painter {
     this.#select = token("--map-select");
     this.#outline = token("--map-unallocated-mark");
     this.#dot = token("--map-zero-mark");
-    return KINDS.map((kind) => {
+    return this.#looks.map(({ kind }) => {
       const { ground, mark } = tokensOf(kind);
       return patternOf(context, kind, token(ground), token(mark), scale);
     });

@@ -25,6 +25,12 @@ export function hexLink(space: Space, offset: bigint | number, text?: string): T
   return html`<a class="mono" href=${`#hex/${space}/${at}`} title=${title}>${text ?? at}</a>`;
 }
 
+/** An offset that leads to its cluster in the explorer. */
+export function clusterLink(space: Space, offset: bigint | number, text?: string): TemplateResult {
+  const at = offsetText(offset);
+  return html`<a class=${text === undefined ? "mono" : ""} href=${`#clusters/${space}/${at}`}>${text ?? at}</a>`;
+}
+
 /** The incompatible feature bit of an image whose data lie in a file of their own. */
 const DATA_FILE_BIT = 2;
 

@@ -1,11 +1,13 @@
 // What the file says about itself: the header field by field, feature bits, extensions, and `qemu-img info` as JSON.
 
 import { css, html, LitElement, type TemplateResult } from "lit";
+import type { Engine } from "../engine/client.js";
 import type { Extension, Feature, HeaderField } from "../engine/contract.js";
 import type { ImageFacts } from "../engine/protocol.js";
 import { offsetText, sizeText } from "../model/size.js";
 import { shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
+import { regionsOf, toneOf, type Region } from "./headerhex.js";
 import { hexLink, nameOf, when } from "./parts.js";
 
 const SETS: Record<Feature["set"], string> = {
@@ -15,8 +17,18 @@ const SETS: Record<Feature["set"], string> = {
 };
 
 export class CowStructure extends LitElement {
-  static override properties = { facts: {} };
+  static override properties = { engine: {}, facts: {}, pointed: { state: true } };
+  declare engine: Engine;
   declare facts: ImageFacts;
+  /** The field that is pointed at, in the table or among the bytes. */
+  declare private pointed: string | null;
+
+  #regions: Region[] = [];
+
+  constructor() {
+    super();
+    this.pointed = null;
+  }
 
   static override styles = [
     shared,
@@ -115,11 +127,38 @@ export class CowStructure extends LitElement {
           display: none;
         }
       }
+      .key {
+        display: inline-block;
+        width: 10px;
+        height: 10px;
+        border-radius: 3px;
+        margin-right: 8px;
+        box-shadow: inset 0 0 0 1px var(--line);
+      }
+      .key.t0 {
+        background: color-mix(in srgb, var(--accent) 20%, transparent);
+      }
+      .key.t1 {
+        background: color-mix(in srgb, var(--good) 20%, transparent);
+      }
+      .key.t2 {
+        background: color-mix(in srgb, var(--fair) 20%, transparent);
+      }
+      .key.t3 {
+        background: color-mix(in srgb, var(--bad) 20%, transparent);
+      }
+      tr.on td {
+        background: var(--sunken);
+      }
       .none {
         color: var(--muted);
       }
     `,
   ];
+
+  protected override willUpdate(changed: Map<PropertyKey, unknown>): void {
+    if (changed.has("facts")) this.#regions = regionsOf(this.facts);
+  }
 
   protected override render(): TemplateResult {
     const { facts } = this;
@@ -130,6 +169,15 @@ export class CowStructure extends LitElement {
       </section>`;
     }
     return html`
+      <section class="card" aria-labelledby="bytes">
+        <h2 id="bytes">The header's bytes</h2>
+        <cow-header-hex
+          .engine=${this.engine}
+          .facts=${facts}
+          .pointed=${this.pointed}
+          @point=${(event: CustomEvent<string | null>) => (this.pointed = event.detail)}
+        ></cow-header-hex>
+      </section>
       <section class="card" aria-labelledby="header">
         <h2 id="header">Header</h2>
         <div class="scroll-x" tabindex="0" role="group" aria-labelledby="header">
@@ -169,8 +217,13 @@ export class CowStructure extends LitElement {
   }
 
   #field(field: HeaderField): TemplateResult {
-    return html`<tr role="row">
-      <td role="cell">${hexLink("host", field.offset)}</td>
+    return html`<tr
+      role="row"
+      class=${field.name === this.pointed ? "on" : ""}
+      @pointerenter=${() => (this.pointed = field.name)}
+      @pointerleave=${() => (this.pointed = null)}
+    >
+      <td role="cell"><span class="key ${toneOf(this.#regions, field.offset)}"></span>${hexLink("host", field.offset)}</td>
       <td class="right muted bytes" role="cell">${field.length}</td>
       <td class="field" role="cell">${shown(field.name)}</td>
       <td class="mono value" role="cell">${valueText(field)}</td>

@@ -3,11 +3,14 @@
 import { css, html, LitElement, type TemplateResult } from "lit";
 import { shared } from "../style/shared.js";
 import { when } from "./parts.js";
+import "./address.js";
 
-/** Fires `pick`. Dropping is the page's own affair: the whole window is the target. */
+/** Fires `pick`, or `address` with a URL. Dropping is the page's own affair: the whole window is the target. */
 export class CowWelcome extends LitElement {
-  static override properties = { notice: {} };
+  static override properties = { notice: {}, address: {} };
   declare notice: string | null;
+  /** An address that a link to this page proposes. */
+  declare address: string;
 
   static override styles = [
     shared,
@@ -48,6 +51,12 @@ export class CowWelcome extends LitElement {
       }
       .zone svg {
         color: var(--accent);
+      }
+      .address {
+        margin-top: 26px;
+      }
+      .address p {
+        margin: 2px 0 10px;
       }
       .notice {
         margin-bottom: 16px;
@@ -93,6 +102,15 @@ export class CowWelcome extends LitElement {
         <strong>Drop an image anywhere on this page</strong>
         <button class="primary" @click=${() => this.dispatchEvent(new CustomEvent("pick"))}>Choose a file&hellip;</button>
         <span class="muted small">Any size. It is read where it is and never leaves this computer.</span>
+      </div>
+      <div class="address">
+        <h2>Or open one on a server</h2>
+        <p class="muted small">Only the parts that you look at are fetched. The server must let other sites read its files.</p>
+        <cow-address
+          recent
+          .value=${this.address}
+          @address=${(event: CustomEvent<URL>) => this.dispatchEvent(new CustomEvent("address", { detail: event.detail }))}
+        ></cow-address>
       </div>
       <ul>
         <li>

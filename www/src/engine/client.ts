@@ -1,8 +1,10 @@
 // The page's side of the worker: typed calls with cancellation. An engine that has died is replaced at the next `open`.
 
+import type { Fetched } from "cowshed";
 import workerUrl from "./worker.ts?worker&url";
 import type { Answer, Reference } from "./contract.js";
 import type { Call, Calls, Reply, Request, WireError } from "./protocol.js";
+import { trusted } from "./trusted.js";
 
 /** An error of the engine: a message for people, and what it says about the place. */
 export class EngineError extends Error {
@@ -35,20 +37,12 @@ interface Pending {
   onAsk: ((reference: Reference) => Promise<Answer>) | undefined;
 }
 
-/** The one worker address that may be turned into a script. */
-const workerPolicy = (
-  globalThis as { trustedTypes?: { createPolicy(name: string, rules: object): { createScriptURL(u: string): string } } }
-).trustedTypes?.createPolicy("cowshed-worker", {
-  createScriptURL(url: string): string {
-    if (url !== workerUrl) throw new TypeError("not the worker of this page");
-    return url;
-  },
-});
-
 export class Engine {
   #worker: Worker | null = null;
   #pending = new Map<number, Pending>();
   #calls = 0;
+  /** Told whenever bytes have come from an address. */
+  onFetched: (fetched: Fetched) => void = () => undefined;
 
   /** Makes a call. An aborted signal rejects at once with its reason; the worker drops the work. */
   call<C extends Call>(
@@ -83,8 +77,7 @@ export class Engine {
 
   #start(): Worker {
     if (this.#worker) return this.#worker;
-    const url = workerPolicy ? workerPolicy.createScriptURL(workerUrl) : workerUrl;
-    const worker = new Worker(url, { type: "module", name: "cowshed" });
+    const worker = new Worker(trusted(workerUrl), { type: "module", name: "cowshed" });
     worker.addEventListener("message", (event: MessageEvent<Reply>) => this.#receive(event.data));
     worker.addEventListener("error", (event) => {
       event.preventDefault();
@@ -99,6 +92,10 @@ export class Engine {
   }
 
   #receive(reply: Reply): void {
+    if (reply.type === "fetched") {
+      this.onFetched(reply.fetched);
+      return;
+    }
     const pending = this.#pending.get(reply.id);
     switch (reply.type) {
       case "result":

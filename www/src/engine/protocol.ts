@@ -1,9 +1,14 @@
 // The messages between the page and its worker. Offsets are bigint throughout: a structured clone keeps them whole.
 
+import type { Fetched } from "cowshed";
 import type { Allocation } from "../model/allocation.js";
+import type { Owner } from "../model/owner.js";
+import type { Trail } from "../model/trail.js";
 import type {
   Answer,
   Bytes,
+  CheckFinding,
+  CheckReport,
   Extension,
   Extent,
   Feature,
@@ -22,6 +27,7 @@ export type Space = "guest" | "host";
 export interface ImageFacts {
   image: number;
   format: string;
+  formatGuessed: boolean;
   virtualSize: bigint;
   hostSize: bigint;
   clusterSize: number | null;
@@ -30,7 +36,10 @@ export interface ImageFacts {
   features: Feature[];
   extensions: Extension[];
   snapshots: Snapshot[];
+  bitmaps: { name: string; granularity: number; flags: string[] }[];
   layers: Layer[];
+  /** The id of the snapshot that is looked at. */
+  snapshot: string | null;
 }
 
 export interface OpenArguments {
@@ -38,6 +47,17 @@ export interface OpenArguments {
   name: string;
   format: Format | null;
   snapshot: string | null;
+}
+
+export interface Progress {
+  done: number;
+  total: number;
+}
+
+/** One side of a comparison: an open image, and how many layers lie above it in the chain that both belong to. */
+export interface Side {
+  image: number;
+  above: number;
 }
 
 /** Each call with its arguments, its result, and what it reports on the way. */
@@ -58,7 +78,25 @@ export interface Calls {
     result: Allocation;
     progress: Allocation;
   };
+  compare: {
+    arguments: { one: Side; other: Side; offset: bigint; length: bigint; bucketsMax: number };
+    result: Allocation;
+    progress: Allocation;
+  };
   verdict: { arguments: { image: number }; result: Verdict; progress: never };
+  check: { arguments: { image: number }; result: CheckReport; progress: Progress | CheckFinding };
+  /** From a place of the disk through the tables to the file. */
+  trail: { arguments: { image: number; offset: bigint }; result: Trail; progress: never };
+  /** Everything that refers to a cluster of the file. */
+  owner: { arguments: { image: number; offset: bigint }; result: Owner; progress: Progress };
+  /** Writes the disk to a file: one of the person's, or one in the browser's own storage, which is given back. */
+  export: {
+    arguments: { image: number; to: FileSystemFileHandle | null };
+    result: File | null;
+    progress: Progress;
+  };
+  /** The SHA-256 of the disk, in hexadecimal. */
+  hash: { arguments: { image: number }; result: string; progress: Progress };
   close: { arguments: { image: number }; result: null; progress: never };
 }
 
@@ -82,4 +120,6 @@ export type Reply =
   | { type: "result"; id: number; value: Calls[Call]["result"] }
   | { type: "progress"; id: number; value: Calls[Call]["progress"] }
   | { type: "error"; id: number; error: WireError }
-  | { type: "ask"; id: number; ask: number; reference: Reference };
+  | { type: "ask"; id: number; ask: number; reference: Reference }
+  /** Bytes have come from an address. */
+  | { type: "fetched"; fetched: Fetched };

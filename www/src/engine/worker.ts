@@ -1,9 +1,14 @@
 // The worker: the engine lives here, so that nothing it does can hold up painting. It turns messages into calls of the
-// package and knows no view. A cancelled call that has not begun never begins; the result of one that has is dropped.
+// package and knows no view. A cancelled call is given up in the engine too.
 
-import init, { openImage } from "cowshed";
+import { Image, init, type Fetched } from "cowshed";
 import { Allocation } from "../model/allocation.js";
-import type { Answer, EngineImage, Extent, OpenImage, Reference } from "./contract.js";
+import { compareParts } from "../model/compare.js";
+import { ownersOf } from "../model/owner.js";
+import { tablesOf, type ReadHost, type Tables } from "../model/tables.js";
+import { follow } from "../model/trail.js";
+import type { Answer, CheckReport, Extent, Reference } from "./contract.js";
+import { exportDisk, hashDisk } from "./copy.js";
 import type { Call, Calls, ImageFacts, Reply, Request, WireError } from "./protocol.js";
 
 /** Reads under way at once: a Blob answers eight about twice as fast as one. */
@@ -22,10 +27,10 @@ interface Scope {
 }
 const scope = self as unknown as Scope;
 
-const open: OpenImage = openImage;
-const ready = init();
+// While the person looks for a file.
+void init().catch(() => undefined);
 
-const images = new Map<number, EngineImage>();
+const images = new Map<number, { image: Image; facts: ImageFacts }>();
 const cancellers = new Map<number, AbortController>();
 const asks = new Map<number, (answer: Answer) => void>();
 let handles = 0;
@@ -66,7 +71,6 @@ async function run(id: number, call: Call, given: Calls[Call]["arguments"]): Pro
   const canceller = new AbortController();
   cancellers.set(id, canceller);
   try {
-    await ready;
     const value = await perform(id, call, given, canceller.signal);
     const transfer = value instanceof Uint8Array ? [value.buffer] : [];
     scope.postMessage({ type: "result", id, value }, transfer);
@@ -92,20 +96,44 @@ async function perform(
       try {
         signal.throwIfAborted();
         return await (space === "guest"
-          ? imageOf(image).read(offset, length)
-          : imageOf(image).readHost(offset, length));
+          ? imageOf(image).read(offset, length, { signal })
+          : imageOf(image).readHost(offset, length, { signal }));
       } finally {
         reads.release();
       }
     }
     case "map": {
       const { image, offset, length, extentsMax } = given as Calls["map"]["arguments"];
-      return imageOf(image).map(offset, length, extentsMax);
+      return imageOf(image).map(offset, length, extentsMax, { signal });
     }
     case "scan":
       return scan(id, given as Calls["scan"]["arguments"], signal);
+    case "compare":
+      return compare(id, given as Calls["compare"]["arguments"], signal);
     case "verdict":
-      return imageOf((given as Calls["verdict"]["arguments"]).image).verdict();
+      return imageOf((given as Calls["verdict"]["arguments"]).image).verdict({ signal });
+    case "check":
+      return check(id, imageOf((given as Calls["check"]["arguments"]).image), signal);
+    case "trail": {
+      const { image, offset } = given as Calls["trail"]["arguments"];
+      const { tables, read } = tablesIn(image, signal);
+      return follow(tables, offset, read);
+    }
+    case "owner": {
+      const { image, offset } = given as Calls["owner"]["arguments"];
+      const { tables, read } = tablesIn(image, signal);
+      const tell = teller(id);
+      return ownersOf(tables, offset, read, async (done, total) => {
+        signal.throwIfAborted();
+        if (tell({ done, total })) await turn();
+      });
+    }
+    case "export": {
+      const { image, to } = given as Calls["export"]["arguments"];
+      return exportDisk(imageOf(image), to, signal, teller(id));
+    }
+    case "hash":
+      return hashDisk(imageOf((given as Calls["hash"]["arguments"]).image), signal, teller(id));
     case "close": {
       const { image } = given as Calls["close"]["arguments"];
       const closing = imageOf(image);
@@ -132,9 +160,11 @@ async function openOne(
       });
       scope.postMessage({ type: "ask", id, ask, reference });
     });
-  const image = await open(given.source, {
+  const image = await Image.open(given.source, {
     name: given.name,
-    resolve,
+    backing: resolve,
+    signal,
+    onFetch: noteFetched,
     ...(given.format && { format: given.format }),
     ...(given.snapshot !== null && { snapshot: given.snapshot }),
   });
@@ -143,20 +173,102 @@ async function openOne(
     signal.throwIfAborted();
   }
   const handle = (handles += 1);
-  images.set(handle, image);
-  return {
+  const facts: ImageFacts = {
     image: handle,
     format: image.format,
+    formatGuessed: image.formatGuessed,
     virtualSize: image.virtualSize,
     hostSize: image.hostSize,
-    clusterSize: image.clusterSize ?? null,
-    header: image.header(),
-    info: image.info(),
-    features: image.features(),
-    extensions: image.extensions(),
-    snapshots: image.snapshots(),
-    layers: image.layers(),
+    clusterSize: image.clusterSize,
+    header: image.header,
+    info: image.info,
+    features: image.features,
+    extensions: image.headerExtensions,
+    snapshots: image.snapshots,
+    bitmaps: image.bitmaps,
+    layers: image.layers,
+    snapshot: given.snapshot,
   };
+  images.set(handle, { image, facts });
+  return facts;
+}
+
+/** The tables of an open image, and its file to read them from. */
+function tablesIn(handle: number, signal: AbortSignal): { tables: Tables; read: ReadHost } {
+  const image = imageOf(handle);
+  const tables = tablesOf(images.get(handle)?.facts ?? { ...NOTHING, virtualSize: 0n, hostSize: 0n });
+  if (!tables) throw new Error("a raw disk has no tables");
+  return { tables, read: (offset, length) => image.readHost(offset, length, { signal }) };
+}
+const NOTHING = { header: [], features: [], extensions: [], snapshots: [], snapshot: null };
+
+/** Tells progress, but not more often than a person can see. */
+function teller<C extends Call>(id: number): (value: Calls[C]["progress"]) => boolean {
+  let told = 0;
+  return (value) => {
+    const now = performance.now();
+    if (now - told < PROGRESS_INTERVAL_MS) return false;
+    told = now;
+    scope.postMessage({ type: "progress", id, value });
+    return true;
+  };
+}
+
+let fetchedTimer: ReturnType<typeof setTimeout> | null = null;
+const fetchedLately = new Map<string, Fetched>();
+
+/** Tells what has come from an address, a little later and at once. */
+function noteFetched(fetched: Fetched): void {
+  fetchedLately.set(fetched.url, fetched);
+  fetchedTimer ??= setTimeout(() => {
+    fetchedTimer = null;
+    for (const one of fetchedLately.values()) scope.postMessage({ type: "fetched", fetched: one });
+    fetchedLately.clear();
+  }, PROGRESS_INTERVAL_MS);
+}
+
+async function check(id: number, image: Image, signal: AbortSignal): Promise<CheckReport> {
+  for await (const event of image.check({ signal })) {
+    if (event.type === "report") return event.report;
+    scope.postMessage({
+      type: "progress",
+      id,
+      value: event.type === "finding" ? event.finding : { done: event.done, total: event.total },
+    });
+  }
+  throw new Error("the check ended without a report");
+}
+
+/** Walks a range of two disks side by side, adding up how they differ. */
+async function compare(
+  id: number,
+  { one, other, offset, length, bucketsMax }: Calls["compare"]["arguments"],
+  signal: AbortSignal,
+): Promise<Allocation> {
+  const sides = [one, other].map(({ image: handle, above }) => {
+    const image = imageOf(handle);
+    const from = offset < image.virtualSize ? offset : image.virtualSize;
+    const left = image.virtualSize - from;
+    return { image, above, extents: image.extents({ offset: from, length: length < left ? length : left, signal }) };
+  });
+  const [a, b] = sides;
+  if (!a || !b) throw new Error("a comparison needs two disks");
+  const unit = BigInt(Math.max(a.image.clusterSize ?? 512, b.image.clusterSize ?? 512));
+  const sum = Allocation.empty(offset, length, unit, bucketsMax);
+  const tell = teller<"compare">(id);
+  let turned = performance.now();
+  for await (const part of compareParts(a, b, offset, offset + length)) {
+    Allocation.addKind(sum, part.offset, part.length, part.kind);
+    sum.done = part.offset + part.length;
+    if (performance.now() - turned > STEP_MS) {
+      tell(sum);
+      await turn();
+      signal.throwIfAborted();
+      turned = performance.now();
+    }
+  }
+  sum.done = offset + length;
+  return sum;
 }
 
 /** Walks a range of the disk step by step, adding it up into buckets, and reports on the way. */
@@ -175,7 +287,7 @@ async function scan(
     signal.throwIfAborted();
     const begun = performance.now();
     const left = end - at;
-    const extents: Extent[] = await image.map(at, left < step ? left : step, EXTENTS_A_STEP_MAX);
+    const extents: Extent[] = await image.map(at, left < step ? left : step, EXTENTS_A_STEP_MAX, { signal });
     for (const extent of extents) Allocation.add(allocation, extent);
     const last = extents.at(-1);
     if (!last || last.offset + last.length <= at) throw new Error(`the map stopped at 0x${at.toString(16)}`);
@@ -194,10 +306,10 @@ async function scan(
   return allocation;
 }
 
-function imageOf(handle: number): EngineImage {
-  const image = images.get(handle);
-  if (!image) throw new Error("the image is closed");
-  return image;
+function imageOf(handle: number): Image {
+  const open = images.get(handle);
+  if (!open) throw new Error("the image is closed");
+  return open.image;
 }
 
 /** Lets the messages that have arrived be handled. A promise alone would not: it runs before them. */
@@ -219,6 +331,6 @@ function onTheWire(error: unknown): WireError {
     code: typeof given["code"] === "string" ? given["code"] : null,
     structure: typeof given["structure"] === "string" ? given["structure"] : null,
     offset: typeof offset === "bigint" ? offset : typeof offset === "number" ? BigInt(offset) : null,
-    fatal: error instanceof WebAssembly.RuntimeError || error instanceof WebAssembly.CompileError,
+    fatal: given["code"] === "engine-stopped",
   };
 }

@@ -45,10 +45,14 @@ function empty(offset: bigint, length: bigint, unit: bigint, bucketsMax: number)
 }
 
 function add(allocation: Allocation, extent: Extent): void {
-  const kind = KINDS.indexOf(kindOf(extent));
+  addKind(allocation, extent.offset, extent.length, KINDS.indexOf(kindOf(extent)));
+}
+
+/** Adds a part by the index of its kind: the map of a comparison has kinds of its own, as many. */
+function addKind(allocation: Allocation, offset: bigint, length: bigint, kind: number): void {
   const bucketLength = Number(allocation.bucketLength);
-  let at = Number(extent.offset - allocation.offset);
-  let left = Math.min(Number(extent.length), Number(allocation.length) - at);
+  let at = Number(offset - allocation.offset);
+  let left = Math.min(Number(length), Number(allocation.length) - at);
   allocation.totals[kind] = (allocation.totals[kind] ?? 0) + left;
   while (left > 0) {
     const bucket = Math.floor(at / bucketLength);
@@ -71,4 +75,4 @@ function sum(allocation: Allocation, first: number, count: number): number[] {
   return bytes;
 }
 
-export const Allocation = { empty, add, sum };
+export const Allocation = { empty, add, addKind, sum };

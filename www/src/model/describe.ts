@@ -33,6 +33,7 @@ export function describe(facts: ImageFacts): string {
   const version = data.compat === "0.10" ? "2" : "3";
   const has: string[] = [];
   if (facts.snapshots.length > 0) has.push(counted(facts.snapshots.length, "snapshot"));
+  if (facts.bitmaps.length > 0) has.push(counted(facts.bitmaps.length, "bitmap"));
   if (info["backing-filename"] !== undefined) has.push("a backing file");
   if (data["data-file"] !== undefined) has.push("its data in a file of its own");
   const withs = has.length > 0 ? `, with ${list(has)}` : "";
@@ -57,6 +58,12 @@ export function roleOf(reference: Pick<Reference, "kind">): string {
 export function failureHeading(error: { code?: string | null; structure?: string | null; message: string }): string {
   const code = error.code ?? "";
   if (code === "engine-stopped") return "The engine stopped";
+  if (code === "cors") return "The server does not let this page read the file";
+  if (code === "network") return "The server could not be reached";
+  if (code === "no-ranges" || code === "no-length") return "The server does not give out parts of the file";
+  if (code === "changed") return "The file has changed on the server";
+  if (code === "http-status" || code === "wrong-range" || code === "mixed-content") return "The file could not be fetched";
+  if (code === "encrypted") return "This image is encrypted";
   if (/unsupported|encrypt|version|feature/.test(code)) return "This image needs something that is not supported";
   if (/truncat|past-end|beyond|short|too-small/.test(code)) return "This image is cut short or points past its end";
   if (/limit|too-large|too-many/.test(code)) return "This image asks for more than is reasonable";

@@ -11,8 +11,8 @@ export type Guess =
   | { kind: "unknown" };
 
 /** An ISO 9660 volume descriptor lies at 32 KiB. */
-const HEAD_LENGTH = 0x8800;
-const TAIL_LENGTH = 512;
+export const HEAD_LENGTH = 0x8800;
+export const TAIL_LENGTH = 512;
 
 interface Magic {
   at: number;

@@ -141,6 +141,18 @@ export const shared = css`
     min-height: 36px;
     min-width: 0;
   }
+  select {
+    font: inherit;
+    color: inherit;
+    background: var(--panel);
+    border: 1px solid var(--line-strong);
+    border-radius: 8px;
+    padding: 6px 8px;
+    min-height: 36px;
+  }
+  select:focus-visible {
+    border-radius: 8px;
+  }
   input::placeholder {
     color: var(--muted);
     opacity: 1;

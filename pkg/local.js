@@ -1,0 +1,118 @@
+// The engine in this thread.
+
+import load, { judgeImage, openImage } from "./engine/cowshed.js";
+import { wasm } from "#platform";
+import { asError } from "./error.js";
+import { describedSource, gateOf } from "./source.js";
+
+let ready = null;
+
+/**
+ * Loads the engine; `Image.open` does it by itself. `module` is the address, the response, the bytes or the compiled module of
+ * `cowshed_bg.wasm`, for whom the default does not find it.
+ */
+export function init(module) {
+  ready ??= start(module).catch((error) => {
+    ready = null;
+    throw asError(error);
+  });
+  return ready;
+}
+
+async function start(module) {
+  const given = module ?? (await wasm());
+  await (given === undefined ? load() : load({ module_or_path: given }));
+}
+
+/** Opens an image: a backend and what is known of the image without asking it. */
+export async function openLocal(source, options) {
+  const { signal, onFetch } = options;
+  signal?.throwIfAborted();
+  await init();
+  const sources = { signal, onFetch, urls: new Map(), files: [] };
+  try {
+    const { source: given, name } = await describedSource(source, sources);
+    const engine = await openImage(given, {
+      name: options.name ?? name,
+      format: options.format,
+      snapshot: options.snapshot,
+      resolve: gateOf(options.backing, sources),
+      signal,
+    });
+    return { backend: new Local(engine, sources.files), facts: factsOf(engine) };
+  } catch (error) {
+    await closeAll(sources.files);
+    throw asError(error);
+  }
+}
+
+/** Judges an image without opening it: also one that cannot be opened. */
+export async function judge(source, { format, signal } = {}) {
+  await init();
+  const sources = { signal, urls: new Map(), files: [] };
+  try {
+    const { source: given } = await describedSource(source, sources);
+    return await judgeImage(given, { format, signal });
+  } catch (error) {
+    throw asError(error);
+  } finally {
+    await closeAll(sources.files);
+  }
+}
+
+/** Closes the files that were opened for an image. */
+async function closeAll(files) {
+  await Promise.all(files.splice(0).map((file) => file.close()));
+}
+
+class Local {
+  #engine;
+  #files;
+
+  constructor(engine, files) {
+    this.#engine = engine;
+    this.#files = files;
+  }
+
+  call(method, given, { signal, onEvent } = {}) {
+    const engine = this.#engine;
+    switch (method) {
+      case "check":
+        return engine.check(
+          (done, total) => onEvent?.({ type: "progress", done, total }),
+          (finding) => onEvent?.({ type: "finding", finding }),
+          signal,
+        );
+      case "read":
+      case "readHost":
+      case "map":
+      case "verdict":
+        return engine[method](...given, signal);
+      case "statistics":
+        return engine.statistics();
+      case "close":
+        return engine.close().finally(() => closeAll(this.#files));
+      default:
+        throw new TypeError(`no method ${method}`);
+    }
+  }
+}
+
+function factsOf(engine) {
+  const layers = engine.layers();
+  return {
+    virtualSize: engine.virtualSize,
+    hostSize: engine.hostSize,
+    clusterSize: engine.clusterSize ?? null,
+    format: engine.format,
+    formatGuessed: engine.formatGuessed,
+    name: layers[0]?.name ?? "",
+    info: engine.info(),
+    header: engine.header(),
+    features: engine.features(),
+    headerExtensions: engine.extensions(),
+    snapshots: engine.snapshots(),
+    bitmaps: engine.bitmaps(),
+    layers,
+  };
+}

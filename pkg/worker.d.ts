@@ -1,0 +1,2 @@
+// A worker's whole script; it exports nothing.
+export {};

@@ -1,0 +1,179 @@
+// The disk as a raw file, streamed to where the person says, and its SHA-256.
+
+import { css, html, LitElement, type TemplateResult } from "lit";
+import type { Engine } from "../engine/client.js";
+import type { Progress } from "../engine/protocol.js";
+import { sizeText } from "../model/size.js";
+import { shown } from "../model/text.js";
+import { shared } from "../style/shared.js";
+import type { Session } from "./desk.js";
+import { when } from "./parts.js";
+import "./progress.js";
+
+type Job =
+  | { at: "idle" }
+  | { at: "running"; progress: Progress }
+  | { at: "done"; text: string }
+  | { at: "failed"; error: Error };
+
+/** The browser's dialogue for saving, where it has one. */
+type SavePicker = (options: object) => Promise<FileSystemFileHandle>;
+
+const IDLE: Job = { at: "idle" };
+
+export class CowExport extends LitElement {
+  static override properties = { engine: {}, session: {}, copy: { state: true }, hash: { state: true } };
+  declare engine: Engine;
+  declare session: Session;
+  declare private copy: Job;
+  declare private hash: Job;
+
+  #running = new Map<"copy" | "hash", AbortController>();
+
+  constructor() {
+    super();
+    this.copy = IDLE;
+    this.hash = IDLE;
+  }
+
+  static override styles = [
+    shared,
+    css`
+      :host {
+        display: grid;
+        grid-template-columns: minmax(0, 1fr) minmax(0, 1fr);
+        gap: var(--gap);
+        align-items: start;
+      }
+      .actions {
+        margin-top: 16px;
+      }
+      .bad {
+        color: var(--bad);
+      }
+      .sum {
+        background: var(--sunken);
+        border-radius: 8px;
+        padding: 12px 14px;
+        margin-top: 12px;
+        font-size: 0.93rem;
+      }
+      .what {
+        display: flex;
+        gap: 0.35em;
+        min-width: 0;
+      }
+      @media (max-width: 900px) {
+        :host {
+          grid-template-columns: minmax(0, 1fr);
+        }
+      }
+    `,
+  ];
+
+  override disconnectedCallback(): void {
+    super.disconnectedCallback();
+    for (const running of this.#running.values()) running.abort();
+  }
+
+  protected override willUpdate(changed: Map<PropertyKey, unknown>): void {
+    if (changed.has("session") && changed.get("session") !== undefined) {
+      for (const running of this.#running.values()) running.abort();
+      this.copy = IDLE;
+      this.hash = IDLE;
+    }
+  }
+
+  protected override render(): TemplateResult {
+    const size = sizeText(this.session.facts.virtualSize);
+    return html`
+      <section class="card" aria-labelledby="raw">
+        <h2 id="raw">Save the disk as a raw file</h2>
+        <p class="muted">
+          ${size}, written as the guest sees it${this.session.snapshot === null ? "" : " in this snapshot"}. It goes straight to a file,
+          piece by piece; parts that read as zeros are not written where the browser can leave holes.
+        </p>
+        ${this.#job("copy", this.copy, "Writing the disk", "Save as a raw file\u2026", this.#save)}
+      </section>
+      <section class="card" aria-labelledby="sum">
+        <h2 id="sum">SHA-256 of the disk</h2>
+        <p class="muted">Of all ${size} as the guest sees them: what <code>sha256sum</code> prints of the raw file.</p>
+        ${this.#job("hash", this.hash, "Reading the disk", "Compute it", this.#sum)}
+      </section>
+    `;
+  }
+
+  #job(key: "copy" | "hash", job: Job, doing: string, todo: string, start: () => void): TemplateResult {
+    if (job.at === "running") {
+      return html`<div class="actions">
+        <cow-progress .label=${doing} .done=${job.progress.done} .total=${job.progress.total} @stop=${() => this.#stop(key)}></cow-progress>
+      </div>`;
+    }
+    return html`
+      ${when(
+        job.at === "done",
+        () => html`<p class="sum mono break" role="status" tabindex="0">${job.at === "done" ? job.text : ""}</p>`,
+      )}
+      ${when(
+        job.at === "failed",
+        () => html`<p class="actions bad break" role="alert">${job.at === "failed" ? shown(job.error.message) : ""}</p>`,
+      )}
+      <p class="actions"><button class=${key === "copy" ? "primary" : ""} @click=${start}>${todo}</button></p>
+    `;
+  }
+
+  #stop(key: "copy" | "hash"): void {
+    this.#running.get(key)?.abort();
+    this[key] = IDLE;
+  }
+
+  #save = (): void => {
+    void this.#run("copy", async (signal, onProgress) => {
+      const name = `${this.session.file.name.replace(/\.(qcow2?|img|raw)$/i, "") || "disk"}.raw`;
+      const picker = (window as unknown as { showSaveFilePicker?: SavePicker }).showSaveFilePicker;
+      const to = picker ? await picker.call(window, { suggestedName: name }) : null;
+      const { image } = this.session.facts;
+      const file = await this.engine.call("export", { image, to }, { signal, onProgress });
+      if (file) download(file, name);
+      return to ? `Saved as ${shown(to.name)}` : `Saved as ${shown(name)}, where your browser puts downloads`;
+    });
+  };
+
+  #sum = (): void => {
+    void this.#run("hash", (signal, onProgress) =>
+      this.engine.call("hash", { image: this.session.facts.image }, { signal, onProgress }),
+    );
+  };
+
+  async #run(
+    key: "copy" | "hash",
+    work: (signal: AbortSignal, onProgress: (progress: Progress) => void) => Promise<string>,
+  ): Promise<void> {
+    const running = new AbortController();
+    this.#running.set(key, running);
+    const show = (job: Job): void => {
+      if (!running.signal.aborted) this[key] = job;
+    };
+    try {
+      const pending = work(running.signal, (progress) => show({ at: "running", progress }));
+      show({ at: "running", progress: { done: 0, total: 0 } });
+      show({ at: "done", text: await pending });
+    } catch (error) {
+      // The person closed the browser's dialogue.
+      if (error instanceof DOMException && error.name === "AbortError") show(IDLE);
+      else show({ at: "failed", error: error instanceof Error ? error : new Error(String(error)) });
+    }
+  }
+}
+
+/** Hands a file of the browser's own storage over as a download. */
+function download(file: File, name: string): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(file);
+  link.download = name;
+  link.click();
+  // The download has its own hold on the file.
+  window.setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+customElements.define("cow-export", CowExport);
