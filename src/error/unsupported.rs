@@ -10,6 +10,7 @@ kinds! {
         "not-qcow2" NotQcow2 => "image is not in qcow2 format",
         "bitmaps-while-writing" BitmapsWhileWriting => "image has persistent bitmaps, which writing would make wrong",
         "compression-with-data-file" CompressionWithDataFile => "images with an external data file have no compressed clusters",
+        "snapshot-with-data-file" SnapshotWithDataFile => "images with an external data file have no snapshots",
         "version" Version { value: u32 } => "Unsupported qcow2 version {value}",
         "cluster-bits" ClusterBits { value: u32, max: u32 } => "cluster_bits {value} is greater than {max}",
         "incompatible-features" IncompatibleFeatures { names: String } => "Unsupported qcow2 feature(s): {names}",

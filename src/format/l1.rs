@@ -75,6 +75,13 @@ impl L1Entry {
         self.0 & COPIED != 0
     }
 
+    /// Returns the entry with the copied flag set or not.
+    #[inline]
+    #[must_use]
+    pub const fn with_copied(self, copied: bool) -> Self {
+        Self(self.0 & !COPIED | if copied { COPIED } else { 0 })
+    }
+
     /// Returns the reserved bits that are set and should not be.
     #[inline]
     pub const fn reserved_bits(self) -> u64 {

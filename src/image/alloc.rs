@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result, Structure};
+use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::limits::{HOST_OFFSET_MAX, REFCOUNT_TABLE_LEN_BYTES_MAX};
 use crate::format::{HostOffset, RefcountTableEntry, refcount};
 use crate::storage::Storage;
@@ -19,6 +19,9 @@ use super::ownership::Owner;
 use super::refcount_slices::Refcounts;
 use super::settling::File;
 use super::writer::{Top, Writer};
+
+/// What [`Error::LimitExceeded`] calls a refcount.
+const REFCOUNT: &str = "refcount";
 
 /// How often a search leaves free clusters behind where it made a refcount block, to be free of them as QEMU is.
 const SKIPPED_RUNS_MAX: usize = 2;
@@ -231,6 +234,56 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(true)
     }
 
+    /// Adds a reference to each of the clusters, which are in use.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`] if a refcount has no room for it; what reading refcount blocks meets. Nothing has changed
+    /// then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future adds nothing.
+    pub(super) async fn add_references(&self, clusters: Range<u64>) -> Result<()> {
+        let _allocator = self.writer.allocator.lock().await;
+        self.may_count(&clusters)?;
+        let slices = self.refcount_slices(&clusters).await?;
+        self.must_fit(&slices, &clusters)?;
+        // From here on nothing is awaited and nothing fails.
+        for cluster in clusters {
+            self.set_refcount(cluster, self.refcount_in(&slices, cluster) + 1);
+        }
+        Ok(())
+    }
+
+    /// Asks whether each of the clusters, which are in use, can have one more reference.
+    ///
+    /// # Errors
+    /// As [`Self::add_references`].
+    pub(super) async fn may_be_referenced(&self, clusters: Range<u64>) -> Result<()> {
+        let slices = self.refcount_slices(&clusters).await?;
+        self.must_fit(&slices, &clusters)
+    }
+
+    fn must_fit(&self, slices: &[Refcounts], clusters: &Range<u64>) -> Result<()> {
+        let limit = self.layer.geometry.refcount_max();
+        for cluster in clusters.clone() {
+            let value = self.refcount_in(slices, cluster);
+            if value == 0 {
+                // The survey has seen that there is none.
+                let reason = format!("cluster {cluster} is in use and has refcount 0");
+                let kind = CorruptKind::WriteUnsafe { reason };
+                return Err(Corrupt::new(kind, Structure::RefcountBlock).into());
+            }
+            if value >= limit {
+                return Err(Error::LimitExceeded {
+                    what: REFCOUNT,
+                    value: value.saturating_add(1),
+                    limit,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a reference from each of the clusters and returns those that are free now.
     ///
     /// # Errors
@@ -307,6 +360,14 @@ impl<'a, S: Storage> Top<'a, S> {
         let cluster = offset.get() >> self.layer.geometry.cluster_bits();
         let slice = self.refcount_slice(cluster).await?;
         Ok(self.refcount_of(&slice, cluster))
+    }
+
+    /// As [`Self::refcount`] of a cluster by its number, for many that lie near each other: `held` has those looked at last.
+    pub(super) async fn refcount_held(&self, held: &mut Refcounts, cluster: u64) -> Result<u64> {
+        if !held.clusters.contains(&cluster) {
+            *held = self.refcount_slice(cluster).await?;
+        }
+        Ok(self.refcount_of(held, cluster))
     }
 
     /// The next `count` free clusters side by side, and the refcounts that were looked at last.

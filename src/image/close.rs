@@ -68,6 +68,6 @@ impl<S: Storage> Top<'_, S> {
                 break;
             }
         }
-        self.mark_clean().await
+        self.end_recount(true).await
     }
 }

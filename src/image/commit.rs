@@ -15,6 +15,8 @@
 //!
 //! Source: the rules that QEMU keeps with the dependencies of its caches, block/qcow2-cache.c.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::format::HostOffset;
 use crate::storage::Storage;
@@ -31,7 +33,7 @@ use super::writer::{Target, Top};
 const BATCH_LEN_BYTES: u64 = 4 << 20;
 
 /// How many clusters lose their references under one lock of the allocator.
-const CLUSTERS_PER_TURN: u64 = 1024;
+pub(super) const CLUSTERS_PER_TURN: u64 = 1024;
 
 /// Entries of the L1 table in a sector: what is written at a time, so that a torn write is a sector that is old or new.
 const L1_ENTRIES_PER_SECTOR: usize = 64;
@@ -83,10 +85,10 @@ impl<S: Storage> Top<'_, S> {
         self.settle().await?;
         self.mend_header().await?;
         self.writer.many_frees.store(0, Ordering::Release);
-        let unmapped = self.writer.frees.lock().seal();
+        let sealed = self.writer.frees.lock().seal();
         self.write_back().await?;
         self.barrier_unless(Mutant::FlushWithoutFlush).await?;
-        self.writer.frees.lock().make_durable(unmapped);
+        self.writer.frees.lock().make_durable(sealed);
         // What cannot be released now is released another time: all that was asked for is durable.
         let _ = self.release_due().await;
         Ok(())
@@ -150,7 +152,7 @@ impl<S: Storage> Top<'_, S> {
     }
 
     /// Whether so many refcounts are dirty that some must be written, though they may stay behind.
-    fn refcounts_need_room(&self) -> bool {
+    pub(super) fn refcounts_need_room(&self) -> bool {
         let cache = &self.layer.refcount_cache;
         cache.unwritten_bytes() > cache.budget_bytes() / 2
     }
@@ -256,36 +258,45 @@ impl<S: Storage> Top<'_, S> {
         while let Some(free) = due.frees.last().cloned() {
             let end = free.clusters.end.min(free.clusters.start + CLUSTERS_PER_TURN);
             let part = free.clusters.start..end;
-            let punches = match free.reason {
-                FreeReason::Request => self.writer.options.pass_discard_request,
-                FreeReason::Snapshot => self.writer.options.pass_discard_snapshot,
-                FreeReason::Other => self.writer.options.pass_discard_other,
-                FreeReason::Unused => false,
-                FreeReason::DataFile => {
-                    self.punch_data_file(&part).await;
-                    due.done(end);
-                    continue;
-                }
-            };
-            let punches_late = mutant::is(Mutant::ReuseBeforePunch);
-            if punches && !punches_late {
-                for unreferenced in self.last_references(part.clone()).await.unwrap_or_default() {
-                    self.punch(&unreferenced).await;
-                }
-            }
-            for free in self.drop_references(part).await? {
-                if punches && punches_late {
-                    self.punch(&free).await;
-                }
+            match free.reason {
+                FreeReason::DataFile => self.punch_data_file(&part).await,
+                reason => self.release(part, reason).await?,
             }
             due.done(end);
+        }
+        self.release_doomed(epoch).await
+    }
+
+    /// Takes a reference from each of the clusters, of which there are not too many, and gives up the space of those that
+    /// are free then, if that is asked for.
+    ///
+    /// # Cancel safety
+    /// All of the references are taken, or none.
+    pub(super) async fn release(&self, part: Range<u64>, reason: FreeReason) -> Result<()> {
+        let punches = match reason {
+            FreeReason::Request => self.writer.options.pass_discard_request,
+            FreeReason::Snapshot => self.writer.options.pass_discard_snapshot,
+            FreeReason::Other => self.writer.options.pass_discard_other,
+            FreeReason::Unused | FreeReason::DataFile => false,
+        };
+        let punches_late = mutant::is(Mutant::ReuseBeforePunch);
+        if punches && !punches_late {
+            for unreferenced in self.last_references(part.clone()).await.unwrap_or_default() {
+                self.punch(&unreferenced).await;
+            }
+        }
+        // Nothing is awaited from here to the end, but by the mutant.
+        for free in self.drop_references(part).await? {
+            if punches && punches_late {
+                self.punch(&free).await;
+            }
         }
         Ok(())
     }
 
     /// Gives up the space in the data file of those guest clusters that still have none. That it can is a courtesy: where
     /// something else goes on, or fails, the data file keeps its space.
-    async fn punch_data_file(&self, clusters: &std::ops::Range<u64>) {
+    async fn punch_data_file(&self, clusters: &Range<u64>) {
         let Ok((file, storage, blocks)) = self.data_target() else { return };
         // Nobody maps them again meanwhile.
         let Some(_claim) = self.writer.claims.try_claim(clusters.start..=clusters.end - 1) else {
@@ -309,7 +320,7 @@ impl<S: Storage> Top<'_, S> {
     }
 
     /// Gives up the space of clusters that nobody needs. That they can is a courtesy: if the storage refuses, they keep it.
-    async fn punch(&self, clusters: &std::ops::Range<u64>) {
+    async fn punch(&self, clusters: &Range<u64>) {
         let bits = self.layer.geometry.cluster_bits();
         let (offset, len) = (clusters.start << bits, (clusters.end - clusters.start) << bits);
         let range = offset..offset.saturating_add(len);

@@ -11,6 +11,8 @@
 
 use std::ops::Range;
 
+use crate::format::L1Entry;
+
 /// With more unmapped clusters than this, it is time for a commit.
 const UNMAPPED_MANY: u64 = 4096;
 
@@ -39,6 +41,26 @@ pub(crate) struct Free {
     pub(crate) epoch: u64,
 }
 
+/// References that an L1 table gave, to its L2 tables and to what they refer to. Nothing changes these tables any more.
+#[derive(Debug)]
+pub(crate) struct Doomed {
+    /// The entries of the L1 table whose L2 tables still are to be looked at.
+    pub(crate) tables: Vec<L1Entry>,
+    /// Clusters of the table that was looked at last.
+    pub(crate) clusters: Vec<Range<u64>>,
+    pub(crate) reason: FreeReason,
+    /// The epoch in which they were unmapped.
+    pub(crate) epoch: u64,
+}
+
+/// How much was unmapped at one moment.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub(crate) struct Sealed {
+    unmapped: usize,
+    doomed: usize,
+}
+
 /// The clusters that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Frees {
@@ -49,6 +71,10 @@ pub(crate) struct Frees {
     unmapped_clusters: u64,
     /// Durably unmapped.
     durable: Vec<Free>,
+    /// Whole trees that are unmapped in memory only.
+    unmapped_trees: Vec<Doomed>,
+    /// Whole trees that are unmapped durably.
+    durable_trees: Vec<Doomed>,
 }
 
 impl Frees {
@@ -75,24 +101,46 @@ impl Frees {
         self.unmapped_clusters > UNMAPPED_MANY
     }
 
+    /// Adds a tree that was unmapped just now.
+    pub(crate) fn doom(&mut self, doomed: Doomed) {
+        self.unmapped_trees.push(doomed);
+    }
+
     /// Whether anything waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.unmapped.is_empty() && self.durable.is_empty()
+        self.unmapped.is_empty() && self.durable.is_empty() && !self.are_trees()
+    }
+
+    /// Whether whole trees wait.
+    pub(crate) fn are_trees(&self) -> bool {
+        !self.unmapped_trees.is_empty() || !self.durable_trees.is_empty()
     }
 
     /// How many entries are unmapped in memory only: the first ones, which a commit that begins now makes durable.
-    pub(crate) fn seal(&mut self) -> usize {
+    pub(crate) fn seal(&mut self) -> Sealed {
         self.sealed = self.unmapped.len();
-        self.sealed
+        Sealed { unmapped: self.sealed, doomed: self.unmapped_trees.len() }
     }
 
-    /// Notes that the first `count` unmappings are durable.
-    pub(crate) fn make_durable(&mut self, count: usize) {
+    /// Notes that what was unmapped at that moment is so durably.
+    pub(crate) fn make_durable(&mut self, sealed: Sealed) {
         self.sealed = 0;
-        for free in self.unmapped.drain(..count) {
+        for free in self.unmapped.drain(..sealed.unmapped) {
             self.unmapped_clusters -= free.clusters.end - free.clusters.start;
             self.durable.push(free);
         }
+        self.durable_trees.extend(self.unmapped_trees.drain(..sealed.doomed));
+    }
+
+    /// Takes a tree that was durably unmapped two epochs before `epoch`.
+    pub(crate) fn take_tree_due(&mut self, epoch: u64) -> Option<Doomed> {
+        let due = self.durable_trees.iter().position(|doomed| doomed.epoch + 2 <= epoch)?;
+        Some(self.durable_trees.swap_remove(due))
+    }
+
+    /// Gives a tree back that could not be worked off.
+    pub(crate) fn give_tree_back(&mut self, doomed: Doomed) {
+        self.durable_trees.push(doomed);
     }
 
     /// Takes what was durably unmapped two epochs before `epoch`. Neighbours are put together, in whatever order they were

@@ -126,14 +126,12 @@ impl<S: Storage> Top<'_, S> {
 
     /// Sets the dirty bit before the first change that leaves refcounts behind, if refcounts may be written late.
     pub(super) async fn mark_dirty(&self) -> Result<()> {
-        let header = self.layer.header.get();
-        let allowed = header.version == Version::V3
-            && self
-                .writer
-                .options
-                .lazy_refcounts
-                .unwrap_or_else(|| header.compatible.contains(Compatible::LAZY_REFCOUNTS));
-        if !allowed || header.incompatible.contains(Incompatible::DIRTY) {
+        if self.may_be_lazy() { self.set_dirty().await } else { Ok(()) }
+    }
+
+    /// Sets the dirty bit, durably. Version 2 has none.
+    pub(super) async fn set_dirty(&self) -> Result<()> {
+        if self.is_lazy() || self.layer.header.get().version == Version::V2 {
             return Ok(());
         }
         self.update_header(|header| {
@@ -141,6 +139,17 @@ impl<S: Storage> Top<'_, S> {
         })
         .await?;
         self.barrier().await
+    }
+
+    /// Whether the options or the header allow that refcounts are written late.
+    pub(super) fn may_be_lazy(&self) -> bool {
+        let header = self.layer.header.get();
+        header.version == Version::V3
+            && self
+                .writer
+                .options
+                .lazy_refcounts
+                .unwrap_or_else(|| header.compatible.contains(Compatible::LAZY_REFCOUNTS))
     }
 
     /// Clears the dirty bit, when all refcounts are durable. For those who have the commit's lock.

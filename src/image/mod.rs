@@ -57,8 +57,10 @@ mod requests;
 mod resize;
 mod scratch;
 mod settling;
+mod snapshot;
 mod tables;
 mod turnstile;
+mod vm_state;
 mod write;
 mod writer;
 mod zero;
@@ -85,6 +87,7 @@ pub use options::{
 };
 pub use overlap::OverlapChecks;
 pub use rebase::Rebase;
+pub use snapshot::NewSnapshot;
 
 use layer::{Body, Layer};
 use requests::Requests;

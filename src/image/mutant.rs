@@ -42,11 +42,15 @@ pub enum Mutant {
     NoLatch,
     /// Flush writes back metadata and leaves out the storage's flush at the end.
     FlushWithoutFlush,
+    /// The header leads to a new snapshot without waiting for the references of what it has.
+    SnapshotBeforeReferences,
+    /// What a new snapshot shares keeps the flags that say it is the guest's alone.
+    KeepCopied,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::MappingBeforeRefcount,
         Self::MappingBeforeData,
         Self::MappingBeforeWrite,
@@ -61,6 +65,8 @@ impl Mutant {
         Self::CleanAfterFailure,
         Self::NoLatch,
         Self::FlushWithoutFlush,
+        Self::SnapshotBeforeReferences,
+        Self::KeepCopied,
     ];
 }
 

@@ -313,7 +313,7 @@ fn chain_loop(depth: usize) -> Corrupt {
 }
 
 /// The snapshot that `selector` means, and its index.
-fn select<'a>(
+pub(super) fn select<'a>(
     snapshots: &'a [Snapshot],
     selector: &SnapshotSelector,
 ) -> Result<(u64, &'a Snapshot)> {

@@ -97,10 +97,16 @@ impl<S: Storage> Image<S> {
         if offset.checked_add(want).is_none_or(|end| end > len) {
             return Err(Error::out_of_bounds(offset, want, len));
         }
+        self.read_own(buf, start + offset).await
+    }
+
+    /// Reads what the image itself has from guest offset `start` on, behind the end of the disk too, and zeros where it has
+    /// nothing.
+    async fn read_own(&self, buf: &mut [u8], start: u64) -> Result<()> {
         let mut pieces = Vec::new();
         let mut done = 0;
         while done < buf.len() {
-            let at = start + offset + done as u64;
+            let at = start + done as u64;
             let run = layer_run(&self.layers[0], at, (buf.len() - done) as u64).await?;
             let part = done..done + narrow(run.len);
             // Behind the end of the disk there is no backing file to look through to.
@@ -115,6 +121,17 @@ impl<S: Storage> Image<S> {
             done = part.end;
         }
         self.wait(&mut pieces, buf).await
+    }
+
+    /// Reads what goes beside a write: of the disk, or of the VM state behind it.
+    #[cfg(feature = "write")]
+    pub(super) async fn read_beside(&self, buf: &mut [u8], start: u64) -> Result<()> {
+        match &self.layers[0].body {
+            Body::Qcow2(layer) if start >= layer.vm_state_offset() => {
+                self.read_own(buf, start).await
+            }
+            _ => self.read_range(buf, start).await,
+        }
     }
 
     pub(super) async fn read_range(&self, buf: &mut [u8], offset: u64) -> Result<()> {

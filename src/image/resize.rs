@@ -3,7 +3,6 @@
 //! Source: QEMU, block/qcow2.c, `qcow2_co_truncate`; qcow2-cluster.c, `qcow2_grow_l1_table`, `qcow2_shrink_l1_table`.
 
 use crate::error::{Error, Result};
-use crate::format::limits::L1_LEN_BYTES_MAX;
 use crate::format::{ClusterKind, HostOffset, L1Entry, L2Entry, Version};
 use crate::storage::Storage;
 use crate::sync::Ordering;
@@ -31,6 +30,8 @@ impl<S: Storage> Image<S> {
         if self.header().is_some() && !size.is_multiple_of(512) {
             return Err(Error::InvalidArgument("The new size must be a multiple of 512".into()));
         }
+        let (writer, _) = self.target()?;
+        let _structure = writer.structure.lock().await;
         let old = self.virtual_size();
         if size < old && !options.shrink {
             return Err(Error::InvalidArgument(
@@ -57,6 +58,8 @@ impl<S: Storage> Image<S> {
         let growth = {
             let _alone = top.writer.turnstile.alone().await;
             let _chore = self.requests.enter_chore()?;
+            // A VM state that no snapshot has would become the disk's.
+            top.cut_vm_state().await?;
             top.grow_l1(size).await?;
             Growth::begin(top, old, size)
         };
@@ -177,7 +180,7 @@ impl<S: Storage> RawLayer<S> {
 
 impl<S: Storage> Top<'_, S> {
     /// Asks whether the format allows another size.
-    fn may_resize(&self) -> Result<()> {
+    pub(super) fn may_resize(&self) -> Result<()> {
         let snapshots = self.layer.snapshots.get();
         if !snapshots.is_empty() && self.layer.context.version() == Version::V2 {
             return Err(Error::InvalidArgument(
@@ -212,23 +215,20 @@ impl<S: Storage> Top<'_, S> {
         Ok(())
     }
 
-    /// Makes the L1 table long enough for a disk of `size` bytes: elsewhere, and in one write of the header.
+    /// Makes the L1 table long enough for a disk of `size` bytes.
     async fn grow_l1(&self, size: u64) -> Result<()> {
+        self.grow_l1_to(self.layer.geometry.l1_entries_for(size)).await
+    }
+
+    /// Makes the L1 table at least `needed` entries long: elsewhere, and in one write of the header. For those who are alone.
+    pub(super) async fn grow_l1_to(&self, needed: u64) -> Result<()> {
         let layer = self.layer;
-        let needed = layer.geometry.l1_entries_for(size);
-        let have = layer.l1.len() as u64;
-        if needed <= have {
+        if needed <= layer.l1.len() as u64 {
             return Ok(());
         }
         // Exactly what is needed, as QEMU does it when it is told a size, which keeps images alike.
         let entries = needed;
-        if entries > L1_LEN_BYTES_MAX / L1Entry::LEN {
-            return Err(Error::LimitExceeded {
-                what: "L1 table bytes",
-                value: entries.saturating_mul(L1Entry::LEN),
-                limit: L1_LEN_BYTES_MAX,
-            });
-        }
+        let new_len = self.l1_len(entries)?;
         let _one = self.writer.commit.lock().await;
         // What the old table says on disk is what the new one must say.
         self.commit_locked().await?;
@@ -257,7 +257,7 @@ impl<S: Storage> Top<'_, S> {
         }
         taken.keep();
         layer.l1_table.store(host.get(), Ordering::Release);
-        layer.l1.grow(usize::try_from(entries).unwrap_or(usize::MAX));
+        layer.l1.grow(new_len);
         // Before anything is awaited: it becomes free by the next commit, as everything that was unmapped.
         let old_len = old.l1_table_len();
         if old_len > 0 {
@@ -284,6 +284,18 @@ impl<S: Storage> Top<'_, S> {
             at += run.len;
         }
         Ok(false)
+    }
+
+    /// Unmaps the VM state. Nobody else may be in.
+    async fn cut_vm_state(&self) -> Result<()> {
+        let start = self.layer.vm_state_offset();
+        let first = start / self.layer.geometry.l2_coverage();
+        for index in first..self.layer.l1.len() as u64 {
+            if self.l1_entry(index)?.l2_table().is_some() {
+                return self.cut(start).await;
+            }
+        }
+        Ok(())
     }
 
     /// Unmaps everything behind `size`. Nobody else may be in.
@@ -318,7 +330,7 @@ impl<S: Storage> Top<'_, S> {
     }
 
     /// Makes the entries from guest offset `start` to `end`, in one slice, unallocated, and gives up what they refer to.
-    async fn unmap(&self, start: u64, end: u64) -> Result<()> {
+    pub(super) async fn unmap(&self, start: u64, end: u64) -> Result<()> {
         let cluster_size = self.layer.geometry.cluster_size();
         let place = self.own_place(start).await?;
         let old = place.entries(self, (end - start) / cluster_size);

@@ -93,6 +93,9 @@ impl<S: Storage> Top<'_, S> {
 
     /// Notes that a reference to `len` bytes from `host` on has gone from memory just now.
     pub(super) fn free(&self, host: HostOffset, len: u64, reason: FreeReason) {
+        if len == 0 {
+            return;
+        }
         let bits = self.layer.geometry.cluster_bits();
         let clusters = host.get() >> bits..(host.get() + len).div_ceil(1 << bits);
         let mut epoch = self.image.requests.epoch();
@@ -105,8 +108,8 @@ impl<S: Storage> Top<'_, S> {
             self.writer.many_frees.store(1, Ordering::Release);
         }
         if mutant::is(Mutant::ReuseBeforeUnmapping) {
-            let count = frees.seal();
-            frees.make_durable(count);
+            let sealed = frees.seal();
+            frees.make_durable(sealed);
         }
     }
 }

@@ -386,7 +386,7 @@ impl<'a, S: Storage> Top<'a, S> {
             if side.is_zero {
                 bytes[part].fill(0);
             } else {
-                self.image.read_range(&mut bytes[part], side.range.start).await?;
+                self.image.read_beside(&mut bytes[part], side.range.start).await?;
             }
         }
         let is_zero = is_zeros(&bytes[..head_len]) && is_zeros(&bytes[data_end..]);
@@ -398,7 +398,7 @@ impl<'a, S: Storage> Top<'a, S> {
             return Ok(Copied::Zeros { len: side.len() });
         }
         let mut bytes = zeros(side.len())?;
-        self.image.read_range(&mut bytes, side.range.start).await?;
+        self.image.read_beside(&mut bytes, side.range.start).await?;
         Ok(match is_zeros(&bytes) {
             true => Copied::Zeros { len: side.len() },
             false => Copied::Bytes(bytes),

@@ -2,7 +2,7 @@
 //!
 //! # Locks, in their order
 //!
-//! Turnstile, claims, commit, tables, allocator, refcount table's I/O, header's I/O; each may be held over an await. The
+//! Structure, turnstile, claims, commit, tables, allocator, refcount table's I/O, header's I/O; each may be held over an await. The
 //! synchronous ones (ownership, frees, lists of dirty entries, the caches' own) are leaves.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use crate::cache::TableCache;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use crate::sync::{AsyncMutex, AtomicU64, Mutex, Ordering};
+use crate::sync::{AsyncMutex, AsyncMutexGuard, AtomicU64, Mutex, Ordering};
 
 use super::Image;
 use super::alloc::Allocator;
@@ -20,10 +20,10 @@ use super::layer::{Body, Qcow2Layer, RawLayer};
 use super::options::WriteOptions;
 use super::ownership::Ownership;
 use super::refcount_table::RefcountTable;
-use super::requests::Request;
+use super::requests::{Chore, Request};
 use super::scratch::Scratch;
 use super::settling::Settling;
-use super::turnstile::{Passing, Turnstile};
+use super::turnstile::{Alone, Passing, Turnstile};
 
 /// A write-back begins by itself when more than this share of a cache's budget is dirty.
 const DIRTY_SHARE: (u64, u64) = (1, 2);
@@ -34,6 +34,8 @@ pub(super) const NOT_GROWING: u64 = u64::MAX;
 /// The state of an image that is open for writing.
 pub(crate) struct Writer {
     pub(super) options: WriteOptions,
+    /// Held by whoever changes the size of the disk, or the state of it that is active.
+    pub(super) structure: AsyncMutex<()>,
     pub(super) turnstile: Turnstile,
     pub(super) claims: Claims,
     /// Held by whoever makes changes durable.
@@ -49,6 +51,11 @@ pub(crate) struct Writer {
     pub(super) frees: Mutex<Frees>,
     /// Whether so many clusters wait to be free that a commit should come.
     pub(super) many_frees: AtomicU64,
+    /// Whether the image says on disk that refcounts and copied flags need not fit each other, or should: what ends with
+    /// [`Top::end_recount`].
+    pub(super) is_recounting: AtomicU64,
+    /// Whether copied flags may be missing where the refcount is 1.
+    pub(super) copied_is_stale: AtomicU64,
     /// L1 entries that are not on disk yet.
     pub(super) l1_dirty: Mutex<BTreeSet<usize>>,
     pub(super) settling: Settling,
@@ -77,6 +84,7 @@ impl Writer {
     pub(super) fn new(options: WriteOptions) -> Self {
         Self {
             options,
+            structure: AsyncMutex::default(),
             turnstile: Turnstile::default(),
             claims: Claims::default(),
             commit: AsyncMutex::default(),
@@ -88,6 +96,8 @@ impl Writer {
             ownership: Mutex::default(),
             frees: Mutex::default(),
             many_frees: AtomicU64::new(0),
+            is_recounting: AtomicU64::new(0),
+            copied_is_stale: AtomicU64::new(0),
             l1_dirty: Mutex::default(),
             settling: Settling::default(),
             scratch: Scratch::default(),
@@ -165,6 +175,14 @@ pub(crate) struct Change<'a, S> {
     _passing: Passing<'a>,
 }
 
+/// A change of the image's structure, which is in alone; dropping it lets the others in.
+pub(crate) struct AloneChange<'a, S> {
+    pub(super) top: Top<'a, S>,
+    _chore: Chore<'a>,
+    _alone: Alone<'a>,
+    _structure: AsyncMutexGuard<'a, ()>,
+}
+
 impl<S: Storage> Image<S> {
     /// The writer, and what it writes to.
     ///
@@ -208,10 +226,31 @@ impl<S: Storage> Image<S> {
                 let _chore = self.requests.enter_chore()?;
                 top.make_room().await?;
             }
+            if writer.is_recounting.load(Ordering::Acquire) != 0 {
+                top.finish_recount().await?;
+            }
         }
         let passing = writer.turnstile.pass().await;
         let request = self.requests.enter()?;
         Ok(Change { target, request, _passing: passing })
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Lets a change of the image's structure in, alone; `raw` says what a raw image has none of.
+    ///
+    /// # Errors
+    /// As [`Self::begin_change`]; [`Error::InvalidArgument`] for raw images.
+    pub(super) async fn begin_alone(&self, raw: &str) -> Result<AloneChange<'_, S>> {
+        drop(self.begin_change().await?);
+        let Some(top) = self.top() else {
+            return Err(Error::InvalidArgument(format!("a raw image has {raw}")));
+        };
+        let structure = top.writer.structure.lock().await;
+        let alone = top.writer.turnstile.alone().await;
+        let chore = self.requests.enter_chore()?;
+        top.writer.must_not_be_latched()?;
+        Ok(AloneChange { top, _chore: chore, _alone: alone, _structure: structure })
     }
 }
 

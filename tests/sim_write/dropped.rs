@@ -4,7 +4,7 @@
 
 use cowshed::image::ZeroMode;
 
-use super::engine::{Cow, How};
+use super::engine::{Act, Cow, How};
 use super::seeds::try_live;
 use super::setup::Setup;
 use super::workload::{Looks, Op, PLAIN, Plan, What};
@@ -39,6 +39,11 @@ fn request_dropped_at_any_poll_loses_nothing_and_leaks_nothing() {
             kinds.push((What::Resize, 0, setup.size / 2 / 512 * 512));
             kinds.push((What::Resize, 0, setup.size_max));
         }
+        if setup.shares() {
+            kinds.push((What::Snapshot(Act::Take, 1), 0, 0));
+            kinds.push((What::Snapshot(Act::Apply, 2), 0, 0));
+            kinds.push((What::Snapshot(Act::Delete, 2), 0, 0));
+        }
         for kind in kinds {
             let mut ops = vec![
                 (What::Write, cluster, cluster),
@@ -46,6 +51,13 @@ fn request_dropped_at_any_poll_loses_nothing_and_leaks_nothing() {
                 (What::Flush, 0, 0),
                 (What::Write, 2 * cluster + 512, 512),
             ];
+            if let What::Snapshot(act, number) = kind.0 {
+                if act != Act::Take {
+                    ops.insert(1, (What::Snapshot(Act::Take, number), 0, 0));
+                }
+                // What some tables of the active state are its own for.
+                ops.push((What::Write, cluster, 512));
+            }
             let dropped = ops.len();
             ops.extend([
                 kind,
@@ -57,6 +69,7 @@ fn request_dropped_at_any_poll_loses_nothing_and_leaks_nothing() {
                 (What::Read, 0, 4 * cluster),
                 (What::Flush, 0, 0),
                 (What::Read, 0, 4 * cluster),
+                (What::Snapshot(Act::Delete, 1), 0, 0),
             ]);
             let mut done = false;
             for polls in 1..POLLS_MAX {

@@ -4,9 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use cowshed::cache::Cleaner;
-use cowshed::image::check::{CheckOptions, Finding, Repair, check_storage, repair_storage};
+use cowshed::image::check::{
+    CheckOptions, Finding, FindingKind, Repair, check_storage, repair_storage,
+};
 use cowshed::image::{
-    Answer, Format, Gate, Image, OpenOptions, Reference, ReferenceKind, ResizeOptions,
+    Answer, Format, Gate, Image, NewSnapshot, OpenOptions, Reference, ReferenceKind, ResizeOptions,
     SnapshotSelector, Source, WriteOptions, ZeroMode,
 };
 use cowshed::storage::{Buf, SendStorage, Storage};
@@ -101,8 +103,8 @@ pub trait Engine {
     /// Opens `files` for reading alone.
     async fn open_to_read(&self, files: &Files<Frozen>) -> Result<Self::Guest<Frozen>>;
 
-    /// What the snapshot holds; `None` if it has no snapshots.
-    async fn snapshot(&self, files: &Files<Frozen>) -> Result<Option<Vec<u8>>>;
+    /// The snapshots by their names, and what they hold.
+    async fn snapshots(&self, files: &Files<Frozen>) -> Result<Vec<(String, Vec<u8>)>>;
 
     /// What a check finds.
     async fn check(&self, files: &Files<Frozen>) -> Result<Health>;
@@ -122,6 +124,18 @@ pub trait Guest {
     async fn flush(&self) -> Result<()>;
     async fn resize(&self, size: u64) -> Result<()>;
     async fn close(&self) -> Result<()>;
+    /// Takes, applies or deletes the snapshot of this name.
+    async fn snapshot(&self, act: Act, name: &str) -> Result<()>;
+    /// Whether there is a snapshot of this name.
+    fn has_snapshot(&self, name: &str) -> bool;
+}
+
+/// What is done with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    Take,
+    Apply,
+    Delete,
 }
 
 /// What a check has found.
@@ -130,6 +144,8 @@ pub struct Health {
     /// The image was not closed and says so: what the check says counts for nothing before it is repaired.
     pub dirty: bool,
     pub leaks: u64,
+    /// All that is wrong are copied flags.
+    pub only_flags: bool,
     /// Corruptions, and what could not be checked.
     pub wrong: Vec<String>,
 }
@@ -172,14 +188,18 @@ impl Engine for Cow {
         Ok(Image::open(source, files, OpenOptions::default()).await?.image)
     }
 
-    async fn snapshot(&self, files: &Files<Frozen>) -> Result<Option<Vec<u8>>> {
-        let mut options = OpenOptions::default();
-        options.snapshot = Some(SnapshotSelector::Name(b"one".to_vec()));
-        let source = Source::qcow2(files.image.clone(), "image");
-        let image = Image::open(source, files, options).await?.image;
-        let mut bytes = vec![0; usize::try_from(image.virtual_size()).unwrap()];
-        image.read_at(&mut bytes, 0).await?;
-        Ok(Some(bytes))
+    async fn snapshots(&self, files: &Files<Frozen>) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut all = Vec::new();
+        for snapshot in self.open_to_read(files).await?.snapshots().iter() {
+            let mut options = OpenOptions::default();
+            options.snapshot = Some(SnapshotSelector::Id(snapshot.id.clone()));
+            let source = Source::qcow2(files.image.clone(), "image");
+            let image = Image::open(source, files, options).await?.image;
+            let mut bytes = vec![0; usize::try_from(image.virtual_size()).unwrap()];
+            image.read_at(&mut bytes, 0).await?;
+            all.push((String::from_utf8(snapshot.name.clone()).unwrap(), bytes));
+        }
+        Ok(all)
     }
 
     async fn check(&self, files: &Files<Frozen>) -> Result<Health> {
@@ -188,6 +208,11 @@ impl Engine for Cow {
         let mut health = Health { leaks: report.leaks, ..Health::default() };
         if report.corruptions + report.check_errors > 0 {
             health.wrong.push(format!("{report:?}"));
+            let is_flag = |it: &&Finding| {
+                matches!(it.kind, FindingKind::L1Copied { .. } | FindingKind::DataCopied { .. })
+            };
+            let flags: u64 = findings.iter().filter(is_flag).map(|it| it.times).sum();
+            health.only_flags = flags == report.corruptions + report.check_errors;
             let findings = findings.iter().take(10);
             health
                 .wrong
@@ -242,6 +267,19 @@ impl<S: Storage> Guest for Image<S> {
 
     async fn close(&self) -> Result<()> {
         self.close().await
+    }
+
+    async fn snapshot(&self, act: Act, name: &str) -> Result<()> {
+        let selector = SnapshotSelector::Name(name.into());
+        match act {
+            Act::Take => self.create_snapshot(&NewSnapshot::new(name)).await.map(drop),
+            Act::Apply => self.apply_snapshot(&selector).await,
+            Act::Delete => self.delete_snapshot(&selector).await,
+        }
+    }
+
+    fn has_snapshot(&self, name: &str) -> bool {
+        self.snapshots().iter().any(|snapshot| snapshot.name == name.as_bytes())
     }
 }
 
@@ -365,8 +403,8 @@ impl Engine for Flat {
         })
     }
 
-    async fn snapshot(&self, _files: &Files<Frozen>) -> Result<Option<Vec<u8>>> {
-        Ok(None)
+    async fn snapshots(&self, _files: &Files<Frozen>) -> Result<Vec<(String, Vec<u8>)>> {
+        Ok(Vec::new())
     }
 
     async fn check(&self, _files: &Files<Frozen>) -> Result<Health> {
@@ -466,6 +504,14 @@ impl<S: Storage> Guest for FlatGuest<S> {
             self.storage.write_at(buf, old).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    async fn snapshot(&self, _act: Act, _name: &str) -> Result<()> {
+        unreachable!("its plans have none")
+    }
+
+    fn has_snapshot(&self, _name: &str) -> bool {
+        false
     }
 
     async fn close(&self) -> Result<()> {

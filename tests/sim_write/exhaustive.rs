@@ -3,7 +3,7 @@
 
 use cowshed::image::ZeroMode;
 
-use super::engine::Cow;
+use super::engine::{Act, Cow};
 use super::seeds::try_live;
 use super::setup::{DataFile, Setup};
 use super::workload::{Looks, Op, PLAIN, Plan, What};
@@ -29,7 +29,7 @@ const SETUP: Setup = Setup {
 };
 
 /// The grammar: clusters of 512 bytes, of which the backing file has the first four.
-const WORDS: [(What, u64, u64); 7] = [
+const WORDS: [(What, u64, u64); 10] = [
     (What::Write, 0, 512),
     (What::Write, 256, 512),
     (What::WriteZeroes(ZeroMode::MayUnmap), 0, 512),
@@ -37,6 +37,9 @@ const WORDS: [(What, u64, u64); 7] = [
     (What::WriteCompressed, 512, 512),
     (What::Flush, 0, 0),
     (What::Resize, 0, 512),
+    (What::Snapshot(Act::Take, 1), 0, 0),
+    (What::Snapshot(Act::Apply, 1), 0, 0),
+    (What::Snapshot(Act::Delete, 1), 0, 0),
 ];
 
 #[test]

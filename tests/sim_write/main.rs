@@ -33,6 +33,7 @@ mod oracle;
 mod qemu_agrees;
 mod seeds;
 mod setup;
+mod snapshots;
 mod workload;
 
 use std::time::Instant;

@@ -22,6 +22,8 @@ pub const ZEROS: Tag = 0;
 pub const FIRST: Tag = 1;
 /// What the backing file holds.
 pub const BACKING: Tag = 2;
+/// What the snapshot held that there was at first.
+pub const KEPT: Tag = 3;
 /// The first tag of a write.
 pub const FIRST_WRITE: Tag = 16;
 
@@ -34,6 +36,8 @@ pub struct Contents {
     pub first: Arc<[u8]>,
     /// What the backing file holds; zeros behind that.
     pub backing: Arc<[u8]>,
+    /// What the snapshot held that there was at first; zeros behind that.
+    pub kept: Arc<[u8]>,
 }
 
 impl Contents {
@@ -49,6 +53,7 @@ impl Contents {
             ZEROS => bytes.fill(0),
             FIRST => from(&self.first, bytes),
             BACKING => from(&self.backing, bytes),
+            KEPT => from(&self.kept, bytes),
             _ => {
                 let name = u64::from(tag) << 32 | at as u64;
                 let mut word = name;
@@ -223,6 +228,19 @@ impl Model {
         change
     }
 
+    /// A change begins that makes each granule what `tags` say, and zeros, or what lies below, those behind them.
+    pub fn start_restoring(&mut self, what: &str, tags: &[Tag]) -> u32 {
+        let change = self.start(what, |_| Vec::new());
+        for (at, versions) in self.granules.iter_mut().enumerate() {
+            let (value, or) = match tags.get(at) {
+                Some(tag) => (*tag, None),
+                None => (ZEROS, Some(BACKING)),
+            };
+            versions.push(Version { change, value, or, weak: false, seen: None });
+        }
+        change
+    }
+
     /// The change is one of size, too.
     pub fn sizing(&mut self, change: u32, size: u64) {
         self.sizes.push((change, size));
@@ -340,6 +358,57 @@ impl Model {
                 {
                     version.seen.get_or_insert(now);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// What `bytes`, which are all of a disk, hold if a read that began at `started` may have given them.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn read_tags(&self, what: &str, started: u64, bytes: &[u8]) -> Result<Vec<Tag>, String> {
+        let mut tags = Vec::new();
+        for (at, bytes) in bytes.chunks(self.contents.granule).enumerate() {
+            let versions = &self.granules[at];
+            let bound = bound(versions, &self.lives, |version, life| {
+                let completed = !version.weak && life.completed.is_some_and(|at| at < started);
+                completed || version.seen.is_some_and(|at| at < started)
+            });
+            let legal = |version: &&Version| {
+                is_alive(&self.lives[&version.change], bound) && self.is_value(version, at, bytes)
+            };
+            let doubtful = |version: &Version| !self.lives[&version.change].durable;
+            let lost = self.lost && versions.iter().any(doubtful);
+            let version = match versions.iter().find(legal) {
+                Some(version) => version,
+                None if lost => match versions.iter().find(|it| self.is_value(it, at, bytes)) {
+                    Some(version) => version,
+                    None => return Err(self.illegal(what, at, bytes)),
+                },
+                None => return Err(self.illegal(what, at, bytes)),
+            };
+            tags.push(match version.or {
+                Some(or) if !self.contents.is(version.value, at, bytes) => or,
+                _ => version.value,
+            });
+        }
+        Ok(tags)
+    }
+
+    /// Asks whether `bytes`, which are all of a disk, hold `tags`.
+    ///
+    /// # Errors
+    /// Where they do not.
+    pub fn must_be(&self, what: &str, tags: &[Tag], bytes: &[u8]) -> Result<(), String> {
+        let granule = self.contents.granule;
+        if bytes.len() != tags.len() * granule {
+            return Err(format!("{what} has {} bytes", bytes.len()));
+        }
+        for (at, (tag, bytes)) in tags.iter().zip(bytes.chunks(granule)).enumerate() {
+            if !self.contents.is(*tag, at, bytes) {
+                let held = self.contents.describe(bytes);
+                return Err(format!("{what}: granule {at} holds {held} instead of {tag}"));
             }
         }
         Ok(())

@@ -130,6 +130,11 @@ impl Setup {
         self.data_file == DataFile::Internal
     }
 
+    /// Whether there can be snapshots.
+    pub fn shares(&self) -> bool {
+        self.data_file == DataFile::Internal && self.refcount_bits > 1
+    }
+
     /// The image of this kind.
     pub fn make(&self) -> Arc<Made> {
         static MADE: Mutex<BTreeMap<String, Arc<Made>>> = Mutex::new(BTreeMap::new());
@@ -139,7 +144,12 @@ impl Setup {
     }
 
     fn make_now(&self) -> Made {
-        let contents = Contents { granule: 512, first: Arc::new([]), backing: Arc::new([]) };
+        let contents = Contents {
+            granule: 512,
+            first: Arc::new([]),
+            backing: Arc::new([]),
+            kept: Arc::new([]),
+        };
         let backing_granules = usize::try_from(self.backing_len).unwrap() / 512;
         let backing = contents.bytes(FIRST + 11, 0, backing_granules);
         if self.made_by_qemu { self.make_by_qemu(&backing) } else { self.make_by_engine(&backing) }

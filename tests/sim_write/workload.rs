@@ -7,7 +7,7 @@ use std::time::Duration;
 use cowshed::image::ZeroMode;
 use cowshed::sim::{Executor, Failure, Faults, Random};
 
-use super::engine::How;
+use super::engine::{Act, How};
 use super::setup::{DataFile, Setup};
 
 /// How many kinds of images there are.
@@ -94,6 +94,8 @@ pub enum What {
     Flush,
     /// To `len` bytes.
     Resize,
+    /// The snapshot of the name with this number: see [`Plan::snapshot_name`].
+    Snapshot(Act, usize),
 }
 
 impl fmt::Display for Op {
@@ -179,7 +181,7 @@ impl Plan {
                 for _ in 0..each {
                     let mut op = places.op(&kinds, random);
                     (op.phase, op.lane) = (phase, lane);
-                    if op.what == What::Resize && lane > 0 {
+                    if matches!(op.what, What::Resize | What::Snapshot(..)) && lane > 0 {
                         op.what = What::Flush;
                     }
                     op.polls = random.chance(drops).then(|| 1 + random.below(12));
@@ -228,6 +230,16 @@ impl Plan {
         }
     }
 
+    /// The names of snapshots. An image that has one at first calls it by the first of them.
+    pub fn snapshot_name(number: usize) -> &'static str {
+        ["one", "two", "three"][number]
+    }
+
+    /// Whether snapshots come or go in it.
+    pub fn has_snapshots(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op.what, What::Snapshot(..)))
+    }
+
     /// The world in which it takes place.
     pub fn executor(&self) -> Executor<'static> {
         Executor::new(self.seed)
@@ -254,8 +266,19 @@ impl Kinds {
         if setup.compresses() {
             maybe(What::WriteCompressed, 3);
         }
-        if !setup.snapshot && setup.data_file != DataFile::ExternalRaw {
+        let shares = setup.shares();
+        if setup.data_file != DataFile::ExternalRaw && (!setup.snapshot || shares) {
             maybe(What::Resize, 1);
+        }
+        if shares {
+            maybe(What::Snapshot(Act::Take, 0), 2);
+            maybe(What::Snapshot(Act::Apply, 0), 1);
+            maybe(What::Snapshot(Act::Delete, 0), 1);
+        }
+        // There it cannot be resized while there are snapshots.
+        let with = kinds.iter().any(|(what, _)| matches!(what, What::Snapshot(..)));
+        if setup.version == 2 && (with || setup.snapshot) {
+            kinds.retain(|(what, _)| *what != What::Resize);
         }
         Self(kinds)
     }
@@ -285,6 +308,10 @@ impl Places {
             What::Resize => len = 512 * (1 + random.below(self.setup.size_max / 512)),
             _ => {}
         }
+        let what = match what {
+            What::Snapshot(act, _) => What::Snapshot(act, random.index(3)),
+            what => what,
+        };
         let pause = if random.toss() { 0 } else { random.below(2000) };
         Op { phase: 0, lane: 0, what, offset, len, pause, polls: None }
     }
