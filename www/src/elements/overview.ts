@@ -178,6 +178,19 @@ export class CowOverview extends LitElement {
         padding-bottom: 3px;
         text-align: right;
       }
+      .traits {
+        list-style: none;
+        display: flex;
+        flex-wrap: wrap;
+        gap: 8px 12px;
+      }
+      .traits li {
+        display: flex;
+        align-items: baseline;
+        gap: 8px;
+        min-width: 0;
+        max-width: 100%;
+      }
       .bad {
         color: var(--bad);
       }
@@ -192,7 +205,7 @@ export class CowOverview extends LitElement {
         <div>
           <cow-verdict .verdict=${this.verdict}></cow-verdict>
         </div>
-        <div>${this.#sizes()} ${this.#chain()}</div>
+        <div>${this.#sizes()} ${this.#chain()} ${this.#traits()}</div>
       </div>
       ${when(facts.snapshots.length > 0, () => this.#snapshots(facts.snapshots))}
     `;
@@ -314,6 +327,28 @@ export class CowOverview extends LitElement {
             <button @click=${() => this.dispatchEvent(new CustomEvent("supply"))}>Supply the missing files</button>
           </p>`,
       )}
+    </section>`;
+  }
+
+  /** The features by name, and the bitmaps. */
+  #traits(): TemplateResult | typeof nothing {
+    const { features, bitmaps } = this.session.facts;
+    if (features.length === 0 && bitmaps.length === 0) return nothing;
+    return html`<section class="card" aria-labelledby="traits">
+      <h2 id="traits">Features</h2>
+      <ul class="traits">
+        ${features.map(
+          ({ name, bit, set, known }) =>
+            html`<li><span class="tag ${known ? "" : "bad"}" title=${`${set}, bit ${bit}`}>${nameOf(name || `${set} bit ${bit}`)}</span></li>`,
+        )}
+        ${bitmaps.map(
+          ({ name, granularity, flags }) =>
+            html`<li>
+              <span class="tag">bitmap</span> ${nameOf(name)}
+              <span class="muted small">${[`one bit for ${sizeText(granularity)}`, ...flags].join(", ")}</span>
+            </li>`,
+        )}
+      </ul>
     </section>`;
   }
 
