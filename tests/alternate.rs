@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use cowshed::Error;
 use cowshed::image::{
-    Answer, Format, Gate, Image, OpenOptions, Reference, ReferenceKind, ResizeOptions,
+    Answer, Format, Gate, Image, NewSnapshot, OpenOptions, Reference, ReferenceKind, ResizeOptions,
     SnapshotSelector, Source, WriteOptions, ZeroMode, detect,
 };
 use cowshed::storage::MemoryStorage;
@@ -358,4 +358,97 @@ fn qemu_and_the_engine_resize_in_turns() {
             assert_agree(&image, &mut model, &format!("growth {round}"));
         }
     }
+}
+
+/// Snapshots of a disk, oldest first: the name, and what the disk held.
+type Snapshots = Vec<(String, Vec<u8>)>;
+
+/// Takes, applies or deletes a snapshot, the engine or QEMU, as `choices` say.
+fn snapshot_turn(
+    image: &TestImage,
+    model: &mut Model,
+    snapshots: &mut Snapshots,
+    choices: &mut Choices,
+    ours: bool,
+) {
+    let (act, name) = match (choices.below(3), snapshots.len() as u64) {
+        (0, _) | (_, 0) => ("-c", format!("s{}", choices.below(u64::MAX))),
+        (1, count) => ("-a", snapshots[choices.below(count) as usize].0.clone()),
+        (_, count) => ("-d", snapshots[choices.below(count) as usize].0.clone()),
+    };
+    if ours {
+        let folder = Folder::new(image.dir.path());
+        let mut options = OpenOptions::default();
+        options.write = Some(WriteOptions::default());
+        let selector = SnapshotSelector::IdOrName(name.clone().into_bytes());
+        block_on(async {
+            let source = folder.source(image.name(), Some(Format::Qcow2));
+            let open = Image::open(source, &folder, options).await.unwrap().image;
+            let done = match act {
+                "-c" => open.create_snapshot(&NewSnapshot::new(&*name)).await.map(drop),
+                "-a" => open.apply_snapshot(&selector).await,
+                _ => open.delete_snapshot(&selector).await,
+            };
+            done.unwrap_or_else(|error| panic!("{}: {act}: {error}", image.description));
+            open.close().await.unwrap();
+        });
+        folder.write_back(&[image.name()]);
+    } else {
+        qemu::img(image.dir.path(), ["snapshot", act, &name, image.name()]);
+    }
+    let found = snapshots.iter().position(|(it, _)| *it == name);
+    match (act, found) {
+        ("-a", Some(at)) => model.bytes.clone_from(&snapshots[at].1),
+        ("-d", Some(at)) => drop(snapshots.remove(at)),
+        _ => snapshots.push((name, model.bytes.clone())),
+    }
+}
+
+/// Both readers see what each snapshot holds.
+fn assert_snapshots(image: &TestImage, snapshots: &Snapshots, turn: &str) {
+    for (name, expected) in snapshots {
+        let description = format!("snapshot of {}, after {turn}", image.description);
+        let folder = Folder::new(image.dir.path());
+        let mut options = OpenOptions::default();
+        options.snapshot = Some(SnapshotSelector::Name(name.clone().into_bytes()));
+        let source = folder.source(image.name(), Some(Format::Qcow2));
+        let ours = block_on(async {
+            let open = Image::open(source, &folder, options).await.unwrap().image;
+            read_all(&open, 1 << 20).await.unwrap()
+        });
+        assert_same(&description, expected, &ours, 0);
+        let theirs = support::images::snapshot_bytes(image.dir.path(), image.name(), name);
+        assert_same(&format!("QEMU, {description}"), expected, &theirs[..expected.len()], 0);
+    }
+}
+
+#[test]
+fn qemu_and_the_engine_take_snapshots_in_turns() {
+    let mut turns = 0;
+    for image in support::small_matrix() {
+        let info = image.info_json();
+        let data = &info["format-specific"]["data"];
+        if data["data-file"].is_string() || data["refcount-bits"] == 1 {
+            continue;
+        }
+        let cluster_size = info["cluster-size"].as_u64().unwrap();
+        let mut choices = Choices::new(image.description.len() as u64 + 77);
+        let mut model = Model { bytes: image.reference.clone(), discarded: Vec::new() };
+        let mut snapshots = Snapshots::new();
+        for round in 0..4 {
+            let ours = round % 2 == 0;
+            let turn = format!("turn {round} of {}", if ours { "the engine" } else { "QEMU" });
+            for _ in 0..2 {
+                snapshot_turn(&image, &mut model, &mut snapshots, &mut choices, ours);
+            }
+            match ours {
+                true => our_turn(&image, &mut model, &mut choices, cluster_size),
+                false => qemu_turn(&image, &mut model, &mut choices, cluster_size),
+            }
+            assert_agree(&image, &mut model, &turn);
+            assert_snapshots(&image, &snapshots, &turn);
+            turns += 1;
+        }
+    }
+    assert!(turns >= 40, "{turns} turns");
 }
