@@ -33,7 +33,7 @@ const { status } = spawnSync(
   [
     "--test",
     "--test-concurrency=1",
-    "--test-timeout=240000",
+    "--test-timeout=600000",
     `--test-reporter=${here}reporter.mjs`,
     "--test-reporter-destination=stdout",
     ...files,
