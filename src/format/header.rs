@@ -235,6 +235,11 @@ impl Header {
         self.geometry
     }
 
+    /// Sets the geometry. Only the width of refcounts can change in an image that has data.
+    pub(crate) fn set_geometry(&mut self, geometry: Geometry) {
+        self.geometry = geometry;
+    }
+
     /// Returns what is needed to understand L2 entries.
     pub fn l2_context(&self) -> L2Context {
         L2Context::new(self.geometry, self.version, self.has_data_file())

@@ -46,6 +46,16 @@ impl Allocator {
         Self { next: 0, end, stream_end: None }
     }
 
+    /// The number of the first cluster that was never used.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Notes that clusters before `end` are used.
+    pub(super) fn skip_to(&mut self, end: u64) {
+        self.end = self.end.max(end);
+    }
+
     /// Notes that the file was cut to `end` clusters.
     pub(super) fn cut(&mut self, end: u64) {
         self.end = end;
@@ -169,7 +179,7 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(self.taken(clusters, is_fresh))
     }
 
-    fn taken(&self, clusters: Range<u64>, is_fresh: bool) -> Taken<'a> {
+    pub(super) fn taken(&self, clusters: Range<u64>, is_fresh: bool) -> Taken<'a> {
         Taken {
             writer: self.writer,
             clusters,

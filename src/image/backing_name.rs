@@ -70,7 +70,8 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S: Storage> Top<'_, S> {
-    async fn replace_header(&self, new: Header) -> Result<()> {
+    /// Writes another header, in steps that a power loss leaves done or not done; all before is durable.
+    pub(super) async fn replace_header(&self, new: Header) -> Result<()> {
         self.mend_header().await?;
         // Cancel: until the end the header counts as uncertain, and the next change of it writes the old one.
         let mut state = self.writer.header_io.lock().await;

@@ -17,6 +17,7 @@
 //! This module must not know runtimes, files, clocks, threads or randomness.
 
 mod alloc;
+mod amend;
 mod backing_name;
 pub mod check;
 mod claims;
@@ -75,6 +76,7 @@ use crate::storage::Storage;
 use crate::sync::Ordering;
 use crate::workers::Workers;
 
+pub use amend::AmendOptions;
 pub use create::{CreateOptions, create};
 pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};

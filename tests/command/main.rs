@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod amend;
 mod bench;
 mod chain;
 mod check;

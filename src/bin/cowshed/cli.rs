@@ -57,6 +57,7 @@ const VERBS: &[Verb] = &[
     verb!(convert),
     verb!(create),
     verb!(resize),
+    verb!(amend),
     verb!(commit),
     verb!(rebase),
     verb!(measure),

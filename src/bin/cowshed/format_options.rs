@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use cowshed::format::{Compression, Version};
-use cowshed::image::{CreateOptions, Format, Preallocation};
+use cowshed::image::{AmendOptions, CreateOptions, Format, Preallocation};
 
 use crate::size::{self, SizeError};
 
@@ -86,6 +86,27 @@ const QCOW2: &[Known] = &[
     ),
     of_file(known("nocow", Kind::Flag, "Turn off copy-on-write (valid only on btrfs)")),
     of_file(EXTENT_SIZE_HINT),
+];
+
+/// Options that an existing qcow2 image can be given.
+const QCOW2_AMEND: &[Known] = &[
+    known("backing_file", Kind::Text, "File name of a base image"),
+    known("backing_fmt", Kind::Text, "Image format of the base image"),
+    known("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    known("data_file", Kind::Text, "File name of an external data file"),
+    known("data_file_raw", Kind::Flag, "The external data file must stay valid as a raw image"),
+    known("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    known("encrypt.keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
+    known(
+        "encrypt.new-secret",
+        Kind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    known("encrypt.old-secret", Kind::Text, "Select all keyslots that match this password"),
+    known("encrypt.state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
+    known("lazy_refcounts", Kind::Flag, "Postpone refcount updates"),
+    known("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+    known("size", Kind::Size, "Virtual disk size"),
 ];
 
 /// Options of raw images.
@@ -171,10 +192,19 @@ impl From<String> for OptionError {
     }
 }
 
-/// The options of a new image.
+/// Which options there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum List {
+    /// Those of a new image of this format.
+    New(Format),
+    /// Those that an existing qcow2 image can be given.
+    Amend,
+}
+
+/// The options of a new image, or those that an image is to be given.
 #[derive(Debug, Clone)]
 pub(crate) struct FormatOptions {
-    format: Format,
+    list: List,
     /// Index of the option, and its value as it was given.
     given: Vec<(usize, String)>,
 }
@@ -207,13 +237,30 @@ pub(crate) fn asks_for_help(list: &str) -> bool {
 
 /// What `-o help` prints: the options of the format, and of files, if a file is named.
 pub(crate) fn help(format: Format, with_file: bool) -> String {
-    let known = known_options(format).iter().filter(|known| with_file || !known.of_file);
-    let mut known: Vec<_> = known.collect();
-    known.sort_by_key(|known| known.name);
+    let known = known_options(List::New(format)).iter();
+    let known = known.filter(|known| with_file || !known.of_file);
     let mut out = match with_file {
         true => "Supported options:\n".to_owned(),
         false => format!("Supported {} options:\n", format.name()),
     };
+    out += &described(known);
+    if !with_file {
+        out += "\nThe protocol level may support further options.\n\
+                Specify the target filename to include those options.\n";
+    }
+    out
+}
+
+/// What `-o help` prints for `amend`.
+pub(crate) fn amend_help() -> String {
+    format!("Amend options for 'qcow2':\n{}", described(QCOW2_AMEND.iter()))
+}
+
+/// Lines that describe options, by their names.
+fn described<'a>(known: impl Iterator<Item = &'a Known>) -> String {
+    let mut known: Vec<_> = known.collect();
+    known.sort_by_key(|known| known.name);
+    let mut out = String::new();
     for Known { name, kind, help, .. } in known {
         let kind = match kind {
             Kind::Text => "str",
@@ -224,17 +271,14 @@ pub(crate) fn help(format: Format, with_file: bool) -> String {
         // Writing to a String does not fail.
         let _ = writeln!(out, "  {:<22} - {help}", format!("{name}=<{kind}>"));
     }
-    if !with_file {
-        out += "\nThe protocol level may support further options.\n\
-                Specify the target filename to include those options.\n";
-    }
     out
 }
 
-fn known_options(format: Format) -> &'static [Known] {
-    match format {
-        Format::Qcow2 => QCOW2,
-        Format::Raw => RAW,
+fn known_options(list: List) -> &'static [Known] {
+    match list {
+        List::New(Format::Qcow2) => QCOW2,
+        List::New(Format::Raw) => RAW,
+        List::Amend => QCOW2_AMEND,
     }
 }
 
@@ -244,8 +288,19 @@ impl FormatOptions {
     /// # Errors
     /// What `qemu-img` says of one that does not exist, or of a value that is not of its kind.
     pub(crate) fn parse(format: Format, list: Option<&str>) -> Result<Self, OptionError> {
-        let mut options = Self { format, given: Vec::new() };
-        let mut rest = list.unwrap_or_default();
+        Self::parse_list(List::New(format), list.unwrap_or_default())
+    }
+
+    /// Parses a list of options that an existing qcow2 image is to be given.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(crate) fn parse_amend(list: &str) -> Result<Self, OptionError> {
+        Self::parse_list(List::Amend, list)
+    }
+
+    fn parse_list(list: List, mut rest: &str) -> Result<Self, OptionError> {
+        let mut options = Self { list, given: Vec::new() };
         while !rest.is_empty() {
             let end = rest.find([',', '=']).unwrap_or(rest.len());
             let name = &rest[..end];
@@ -255,7 +310,7 @@ impl FormatOptions {
                 options.set(name, value)?;
             } else {
                 rest = rest[end..].strip_prefix(',').unwrap_or_default();
-                match name.strip_prefix("no").filter(|_| position(format, name).is_none()) {
+                match name.strip_prefix("no").filter(|_| position(list, name).is_none()) {
                     Some(name) => options.set(name, "off".to_owned())?,
                     None => options.set(name, "on".to_owned())?,
                 }
@@ -269,23 +324,28 @@ impl FormatOptions {
     /// # Errors
     /// As [`Self::parse`].
     pub(crate) fn set(&mut self, name: &str, value: String) -> Result<(), OptionError> {
-        let Some(index) = position(self.format, name) else {
-            return Err(format!("Invalid parameter '{name}'").into());
+        let Some(index) = position(self.list, name) else {
+            let is_of_new = position(List::New(Format::Qcow2), name).is_some();
+            let hint = "This option is only supported for image creation";
+            return Err(OptionError {
+                message: format!("Invalid parameter '{name}'"),
+                hint: (self.list == List::Amend && is_of_new).then_some(hint),
+            });
         };
-        check(&known_options(self.format)[index], &value)?;
+        check(&known_options(self.list)[index], &value)?;
         self.given.push((index, value));
         Ok(())
     }
 
     /// The value that was given last.
     pub(crate) fn given(&self, name: &str) -> Option<&str> {
-        let index = position(self.format, name)?;
+        let index = position(self.list, name)?;
         self.given.iter().rev().find(|(given, _)| *given == index).map(|(_, value)| &**value)
     }
 
     /// The value, given or not.
     fn value(&self, name: &str) -> Option<&str> {
-        let default = || known_options(self.format)[position(self.format, name)?].default;
+        let default = || known_options(self.list)[position(self.list, name)?].default;
         self.given(name).or_else(default)
     }
 
@@ -301,7 +361,7 @@ impl FormatOptions {
     /// What `qemu-img create` prints behind the format.
     pub(crate) fn shown(&self) -> String {
         let mut out = String::new();
-        for Known { name, kind, .. } in known_options(self.format) {
+        for Known { name, kind, .. } in known_options(self.list) {
             let Some(value) = self.value(name) else { continue };
             let value = match kind {
                 Kind::Text => value.replace(',', ",,"),
@@ -360,6 +420,32 @@ impl FormatOptions {
             return Err("Could not resize image: Image size cannot be negative".to_owned().into());
         }
         Ok(options)
+    }
+
+    /// What the options mean for an existing image, but for those of its encryption and its backing file.
+    ///
+    /// # Errors
+    /// A value that does not exist, in the words of `qemu-img amend`.
+    pub(crate) fn amend_options(&self) -> Result<AmendOptions, OptionError> {
+        let mut options = AmendOptions::default();
+        options.version = match self.given("compat") {
+            None => None,
+            Some("1.1" | "v3") => Some(Version::V3),
+            Some("0.10" | "v2") => Some(Version::V2),
+            Some(other) => return Err(format!("Unknown compatibility level {other}").into()),
+        };
+        options.refcount_bits = self.given("refcount_bits").map(|_| self.refcount_bits());
+        options.lazy_refcounts = self.given("lazy_refcounts").map(is_on);
+        options.data_file = self.given("data_file").map(|name| name.as_bytes().to_vec());
+        options.data_file_raw = self.given("data_file_raw").map(is_on);
+        // As in QEMU, none is as good as no size.
+        options.size = self.size().filter(|size| *size > 0);
+        Ok(options)
+    }
+
+    /// Whether an option is given whose name starts so.
+    pub(crate) fn any_given(&self, start: &str) -> bool {
+        self.given.iter().any(|(index, _)| known_options(self.list)[*index].name.starts_with(start))
     }
 
     /// What the options mean to `measure`, which asks less.
@@ -424,7 +510,7 @@ impl FormatOptions {
 
     /// Whether the image is to be encrypted.
     pub(crate) fn refuse_encryption(&self) -> Result<(), OptionError> {
-        let options = known_options(self.format).iter();
+        let options = known_options(self.list).iter();
         let asked_for = self.flag("encryption")
             || options
                 .filter(|known| known.name.starts_with("encrypt."))
@@ -457,8 +543,8 @@ fn invalid_value(value: &str) -> OptionError {
 }
 
 /// Where an option is in the list of its format.
-fn position(format: Format, name: &str) -> Option<usize> {
-    known_options(format).iter().position(|known| known.name == name)
+fn position(list: List, name: &str) -> Option<usize> {
+    known_options(list).iter().position(|known| known.name == name)
 }
 
 /// The value at the start of `text`, in which two commas stand for one, and what follows its end.

@@ -7,6 +7,7 @@
 #![cfg_attr(target_family = "wasm", no_main)]
 #![cfg(not(target_family = "wasm"))]
 
+mod amend;
 mod bench;
 mod check;
 mod cli;

@@ -99,7 +99,10 @@ impl<S: Storage> Top<'_, S> {
     }
 
     /// The slices of the cache that an L2 table is in.
-    fn slices_of(&self, table: HostOffset) -> impl Iterator<Item = HostOffset> + use<S> {
+    pub(in super::super) fn slices_of(
+        &self,
+        table: HostOffset,
+    ) -> impl Iterator<Item = HostOffset> + use<S> {
         let len = self.layer.l2_cache.entry_bytes();
         let offsets = (0..self.layer.geometry.cluster_size() / len).map(move |index| index * len);
         // A host offset has 56 bits, so the sum cannot overflow.

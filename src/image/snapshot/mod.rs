@@ -12,7 +12,7 @@
 mod copied;
 mod references;
 
-use crate::error::{Corrupt, CorruptKind, Error, Result, Structure, Unsupported, UnsupportedKind};
+use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
 use crate::format::limits::L1_LEN_BYTES_MAX;
 use crate::format::{HostOffset, L1Entry, Snapshot, SnapshotTable};
 use crate::storage::Storage;
@@ -259,16 +259,6 @@ impl<'a, S: Storage> Top<'a, S> {
         self.must_be_sound()
     }
 
-    /// Refuses images in which refcounts and tables contradict each other.
-    fn must_be_sound(&self) -> Result<()> {
-        if self.writer.is_sound() {
-            return Ok(());
-        }
-        let reason = "refcounts and tables contradict each other".to_owned();
-        let kind = CorruptKind::WriteUnsafe { reason };
-        Err(Corrupt::new(kind, Structure::SnapshotTable).into())
-    }
-
     /// The entries of the active L1 table.
     fn active_l1(&self) -> Vec<L1Entry> {
         let l1 = &self.layer.l1;
@@ -276,7 +266,7 @@ impl<'a, S: Storage> Top<'a, S> {
     }
 
     /// The entries of a snapshot's L1 table.
-    async fn load_l1(&self, snapshot: &Snapshot) -> Result<Vec<L1Entry>> {
+    pub(super) async fn load_l1(&self, snapshot: &Snapshot) -> Result<Vec<L1Entry>> {
         let (offset, len) = (snapshot.l1_table_offset, snapshot.l1_table_len());
         let metadata = &self.layer.metadata;
         let bytes = metadata.load(Structure::SnapshotL1Table, offset.get(), len).await?;

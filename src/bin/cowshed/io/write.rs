@@ -89,7 +89,7 @@ pub(super) async fn write(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault
         if !allowed {
             Err(Refusal::Here("Operation not permitted"))
         } else if vm_state {
-            Err(Refusal::Here("Operation not supported"))
+            writer.vm_state(&data, offset).await
         } else if zero {
             writer.zero(offset, count, unmap, no_fallback).await
         } else if compressed {
@@ -185,6 +185,14 @@ impl Writer {
         let mode = if unmap && self.unmap { ZeroMode::MayUnmap } else { ZeroMode::KeepSpace };
         self.image.write_zeroes_at(offset, len, mode).await?;
         self.end().await
+    }
+
+    /// Writes `data` as VM state.
+    async fn vm_state(&self, data: &[u8], offset: u64) -> Result<(), Refusal> {
+        if self.image.layers().next().is_some_and(|layer| layer.format == Format::Raw) {
+            return Err(Refusal::Here("Operation not supported"));
+        }
+        Ok(self.image.write_vm_state_at(data, offset).await?)
     }
 
     /// Writes `data` compressed.

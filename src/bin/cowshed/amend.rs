@@ -1,0 +1,143 @@
+//! `amend`: other options for an image that exists.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+
+use clap::{ArgAction, ArgMatches, Command};
+use cowshed::Error;
+use cowshed::format::{CryptMethod, Header};
+use cowshed::image::WriteOptions;
+
+use crate::cli::Session;
+use crate::failure::Failure;
+use crate::format_options::{self, FormatOptions, OptionError};
+use crate::open::{self, DiskImage, Opening};
+use crate::options;
+use crate::persona::Persona;
+use crate::progress::Progress;
+
+/// The verb's name.
+pub(crate) const NAME: &str = "amend";
+
+/// Percent between two reports of progress.
+const PROGRESS_STEP: f32 = 1.0;
+
+/// What there is to say of a raw image.
+const RAW: &str = "Format driver 'raw' does not support option amendment";
+
+/// Its options.
+pub(crate) fn command() -> Command {
+    let (value, flag) = (options::value, options::long_flag);
+    Command::new(NAME)
+        .about("Change the options of an image")
+        .arg(
+            value("options", 'o', "options", "OPTIONS")
+                .action(ArgAction::Append)
+                .help("Options of the format: NAME=VALUE,NAME=VALUE...; 'help' lists them"),
+        )
+        .arg(options::format("format"))
+        .arg(
+            value("cache", 't', "cache", "MODE")
+                .help("Cache mode of the image (default: writeback); unsafe makes nothing durable"),
+        )
+        .arg(flag("force", "force").help("Allow what may lose access to the image's data"))
+        .arg(options::progress())
+        .arg(options::quiet())
+        .args(options::opening())
+        .arg(options::files("FILE"))
+}
+
+/// Runs it.
+pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Failure> {
+    let lists = matches.get_many::<String>("options").into_iter().flatten();
+    let list = format_options::join(lists).map_err(|error| Failure::message(error.message))?;
+    let list = list.ok_or_else(|| Failure::usage(Some(NAME), "Must specify options (-o)"))?;
+    let asks_for_help = format_options::asks_for_help(&list);
+    if let (true, Some(format)) = (asks_for_help, options::text(matches, "format")) {
+        return match format {
+            "qcow2" => help(session),
+            "raw" => Err(Failure::message(RAW)),
+            other => Err(Failure::message(format!("Unknown file format '{other}'"))),
+        };
+    }
+    let names = options::file_names(NAME, matches, "one image file name");
+    let [name] = names.map_err(|_| Failure::message("Expecting one image file name"))?;
+    let cache = options::text(matches, "cache").unwrap_or("writeback");
+    if !options::is_cache_mode(cache) {
+        return Err(Failure::message(format!("Invalid cache option: {cache}")));
+    }
+    let opening = Opening::from_matches(matches, session.persona, "format")?
+        .direct(["none", "off", "directsync"].contains(&cache))
+        .volatile(cache == "unsafe")
+        .writable(WriteOptions::default());
+    let quiet = matches.get_flag("quiet");
+    let progress = matches.get_flag("progress") && !quiet;
+    open::block_on(async {
+        let mut image = opening.open_and_warn(&name).await?;
+        let Some(header) = image.header() else {
+            return Err(Failure::image(&name, "", RAW));
+        };
+        if asks_for_help {
+            return help(session);
+        }
+        let wrong = |error: OptionError| {
+            Failure::message(error.message).with_hint(error.hint.map(str::to_owned))
+        };
+        let options = FormatOptions::parse_amend(&list).map_err(wrong)?;
+        let mut progress = Progress::new(progress, PROGRESS_STEP)?;
+        let amended = amend(&mut image, &header, &name, &options, session, &mut progress).await;
+        let closed = image.close().await;
+        if amended.is_ok() {
+            progress.complete()?;
+        }
+        progress.end()?;
+        amended?;
+        closed.map_err(|error| Failure::image(&name, "", open::reason(&error)))?;
+        Ok(0)
+    })
+}
+
+fn help(session: &mut Session) -> Result<u8, Failure> {
+    write!(session.out, "{}", format_options::amend_help())?;
+    Ok(0)
+}
+
+async fn amend(
+    image: &mut DiskImage,
+    header: &Header,
+    name: &OsStr,
+    options: &FormatOptions,
+    session: &Session,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
+    let failed = |reason: &str| Failure::image(name, "", reason);
+    let amend = options.amend_options().map_err(|error| failed(&error.message))?;
+    if options.any_given("encrypt.") {
+        // Key slots are changed here.
+        return Err(failed(match header.crypt {
+            CryptMethod::None => "Can't amend encryption options - encryption not present",
+            _ => "Can't amend encryption options of this encryption",
+        }));
+    }
+    let text = |bytes: Option<&[u8]>| bytes.map(|it| String::from_utf8_lossy(it).into_owned());
+    let backing = (options.given("backing_file"), options.given("backing_fmt"));
+    let present = (text(header.backing_file.as_deref()), text(header.backing_format()));
+    if backing != (None, None) && backing != (present.0.as_deref(), present.1.as_deref()) {
+        let hint = "You can use 'qemu-img rebase' instead.".to_owned();
+        return Err(failed("Cannot amend the backing file").with_hint(Some(hint)));
+    }
+    let mut shown = Ok(());
+    let amended = image.amend(&amend, |done, total| {
+        progress.start(total);
+        if shown.is_ok() {
+            shown = progress.set(done);
+        }
+    });
+    let amended = amended.await;
+    shown?;
+    amended.map_err(|error| match (&error, session.persona) {
+        (Error::InvalidArgument(message), _) => failed(message),
+        (_, Persona::Cowshed) => failed(&open::reason(&error)),
+        (_, _) => failed(&crate::io::strerror(&error)),
+    })
+}

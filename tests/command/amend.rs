@@ -1,0 +1,179 @@
+//! `amend` makes of an image what `qemu-img` makes of a copy of it, with the same messages and codes; what the disk and
+//! its snapshots hold stays.
+
+use crate::Folder;
+
+/// Runs both on copies of an image; both are the same kind of image to QEMU afterwards, and hold the same.
+fn both(folder: &Folder, options: &str) {
+    let theirs = folder.run(crate::qemu::qemu_img().args(["amend", "-o", options, "theirs.qcow2"]));
+    let ours = folder.stand_in(&["amend", "-o", options, "ours.qcow2"]);
+    let said = |bytes: &[u8]| crate::text(bytes).replace("theirs.qcow2", "ours.qcow2");
+    assert_eq!(said(&ours.stdout), said(&theirs.stdout), "{options}");
+    assert_eq!(said(&ours.stderr), said(&theirs.stderr), "{options}");
+    assert_eq!(ours.status.code(), theirs.status.code(), "{options}");
+    assert_eq!(info(folder, "ours.qcow2"), info(folder, "theirs.qcow2"), "{options}");
+    folder.qemu_img(&["compare", "-q", "ours.qcow2", "theirs.qcow2"]);
+    folder.qemu_img(&["check", "-q", "ours.qcow2"]);
+}
+
+/// What `info` says of an image but for its name and what it takes.
+fn info(folder: &Folder, image: &str) -> Vec<String> {
+    let info = folder.qemu_img(&["info", image]);
+    let kept = |line: &&str| {
+        !["image", "disk size", "filename", "file length", "data file:"]
+            .iter()
+            .any(|it| line.trim_start().starts_with(it))
+    };
+    info.lines().filter(kept).map(str::to_owned).collect()
+}
+
+/// A disk with all kinds of clusters and a snapshot.
+fn fill(folder: &Folder, image: &str) {
+    folder.qemu_io(
+        image,
+        &["write -q -P 1 0 300k", "write -q -z 64k 64k", "write -q -z -u 128k 64k"],
+    );
+    folder.qemu_img(&["snapshot", "-c", "s", image]);
+    folder.qemu_io(
+        image,
+        &[
+            "write -q -P 2 200k 200k",
+            "write -q -z 0 64k",
+            "discard -q 256k 64k",
+            "write -q -c -P 3 512k 64k",
+        ],
+    );
+}
+
+#[test]
+fn options_are_changed_as_by_qemu_img() {
+    for options in ["cluster_size=64k", "cluster_size=512", "cluster_size=4k,refcount_bits=64"] {
+        let folder = Folder::new();
+        folder.create(&["-o", options], "ours.qcow2", "1M");
+        fill(&folder, "ours.qcow2");
+        folder.qemu_img(&["convert", "-l", "s", "-O", "raw", "ours.qcow2", "s.raw"]);
+        std::fs::copy(folder.path("ours.qcow2"), folder.path("theirs.qcow2")).unwrap();
+        for options in [
+            "refcount_bits=1",
+            "refcount_bits=2",
+            "refcount_bits=64",
+            "refcount_bits=8",
+            "lazy_refcounts=on",
+            "compat=0.10",
+            "compat=0.10,refcount_bits=16",
+            "lazy_refcounts=on",
+            "refcount_bits=8",
+            "refcount_bits=16",
+            "compat=1.1,lazy_refcounts=on,refcount_bits=32",
+            "compat=v3",
+            "lazy_refcounts=off",
+            "size=2M",
+            "compat=v2,refcount_bits=16",
+            "size=1000",
+            "size=0",
+            "refcount_bits=7",
+            "refcount_bits=128",
+            "data_file=x",
+            "data_file_raw=on",
+            "data_file_raw=off",
+            "backing_file=x",
+            "backing_fmt=raw",
+            "encrypt.state=active",
+            "compat=9",
+            "nonsense=1",
+            "cluster_size=64k",
+            "lazy_refcounts=maybe",
+        ] {
+            both(&folder, options);
+            folder.qemu_img(&["convert", "-l", "s", "-O", "raw", "ours.qcow2", "now.raw"]);
+            assert!(folder.read("s.raw") == folder.read("now.raw"), "the snapshot after {options}");
+        }
+    }
+}
+
+#[test]
+fn image_with_a_backing_file_loses_its_zero_clusters_to_data() {
+    let folder = Folder::new();
+    folder.write("base.raw", vec![5; 1 << 20]);
+    folder.create(&["-b", "base.raw", "-F", "raw"], "ours.qcow2", "1M");
+    fill(&folder, "ours.qcow2");
+    std::fs::copy(folder.path("ours.qcow2"), folder.path("theirs.qcow2")).unwrap();
+    for options in [
+        "backing_file=base.raw,backing_fmt=raw",
+        "backing_file=other.raw",
+        "compat=0.10",
+        "compat=1.1",
+    ] {
+        both(&folder, options);
+    }
+}
+
+#[test]
+fn clusters_kept_for_zeros_and_a_snapshots_data_stay_the_snapshots() {
+    // qemu-img overwrites them.
+    let folder = Folder::new();
+    folder.create(&[], "image.qcow2", "1M");
+    folder.qemu_io("image.qcow2", &["write -q -P 1 0 1M"]);
+    folder.qemu_img(&["snapshot", "-c", "s", "image.qcow2"]);
+    folder.qemu_io("image.qcow2", &["write -q -z 0 256k"]);
+    folder.cowshed_prints(&["amend", "-o", "compat=0.10", "image.qcow2"]);
+    folder.qemu_img(&["check", "-q", "image.qcow2"]);
+    folder.qemu_io("image.qcow2", &["read -q -P 0 0 256k", "read -q -P 1 256k 768k"]);
+    folder.qemu_img(&["snapshot", "-a", "s", "image.qcow2"]);
+    folder.qemu_io("image.qcow2", &["read -q -P 1 0 1M"]);
+}
+
+#[test]
+fn features_that_version_2_lacks_prevent_it() {
+    let folder = Folder::new();
+    for options in
+        ["extended_l2=on", "refcount_bits=1", "data_file=image.data", "lazy_refcounts=on"]
+    {
+        folder.create(&["-o", options], "ours.qcow2", "1M");
+        std::fs::copy(folder.path("ours.qcow2"), folder.path("theirs.qcow2")).unwrap();
+        both(&folder, "compat=0.10");
+    }
+    // qemu-img does it, and loses what is compressed.
+    folder.create(&["-o", "compression_type=zstd"], "image.qcow2", "1M");
+    let error = folder.cowshed_fails(&["amend", "-o", "compat=0.10", "image.qcow2"], 1);
+    assert_eq!(error, "image.qcow2: Cannot downgrade an image with incompatible features 0x8 set");
+}
+
+#[test]
+fn data_file_gets_another_name_and_need_not_be_raw() {
+    let folder = Folder::new();
+    folder.create(&["-o", "data_file=image.data,data_file_raw=on"], "ours.qcow2", "1M");
+    std::fs::copy(folder.path("ours.qcow2"), folder.path("theirs.qcow2")).unwrap();
+    std::fs::copy(folder.path("image.data"), folder.path("other.data")).unwrap();
+    for options in
+        ["data_file_raw=on", "data_file_raw=off", "data_file_raw=on", "data_file=other.data"]
+    {
+        both(&folder, options);
+    }
+    let info = folder.qemu_img(&["info", "ours.qcow2"]);
+    assert!(info.contains("data file: other.data"), "{info}");
+}
+
+#[test]
+fn command_line_is_that_of_qemu_img() {
+    let folder = Folder::new();
+    folder.create(&[], "image.qcow2", "1M");
+    folder.write("file.raw", [0; 512]);
+    for arguments in [
+        &["amend", "-f", "qcow2", "-o", "help"][..],
+        &["amend", "-o", "help", "image.qcow2"],
+        &["amend", "-f", "raw", "-o", "help"],
+        &["amend", "-o", "help"],
+        &["amend", "image.qcow2"],
+        &["amend", "-o", "size=2M"],
+        &["amend", "-o", "size=2M", "a", "b"],
+        &["amend", "-o", "size=2M", "nothing.qcow2"],
+        &["amend", "-f", "raw", "-o", "size=2M", "file.raw"],
+        &["amend", "-o", "size=2M", "file.raw"],
+        &["amend", "-t", "nonsense", "-o", "size=2M", "image.qcow2"],
+        &["amend", "-q", "-p", "--force", "-t", "none", "-o", "size=2M", "image.qcow2"],
+        &["amend", "-p", "-o", "compat=1.1", "image.qcow2"],
+    ] {
+        folder.same(arguments);
+    }
+}
