@@ -72,20 +72,18 @@ pub(super) fn write_zeroes(
     if sys::zero_range(file, offset, len)? {
         return Ok(());
     }
-    // What lies past the end becomes zeros by writing its last unit; what lies before is written.
+    // What lies past the end becomes zeros by taking its space or, where that cannot be asked for, by writing its last unit;
+    // what lies before is written.
     let end = offset + len;
     let file_len = len_bytes(file)?;
     let unit = u64::from(alignment);
-    let written_end = if file_len >= end {
-        end
-    } else {
-        file_len.next_multiple_of(unit).clamp(offset, end - unit.min(len))
-    };
+    let written_end =
+        if file_len >= end { end } else { file_len.next_multiple_of(unit).clamp(offset, end) };
     // OK to cast: at most ZEROES_LEN_BYTES.
     #[allow(clippy::cast_possible_truncation)]
     let zeros = Buf::aligned(len.min(ZEROES_LEN_BYTES as u64) as usize, memory_alignment as usize);
     write_zeros(file, &zeros, offset, written_end)?;
-    if file_len < end {
+    if written_end < end && !sys::take_space(file, written_end, end - written_end)? {
         write_zeros(file, &zeros, end - unit.min(len), end)?;
     }
     Ok(())
@@ -235,6 +233,10 @@ mod sys {
         supported(fallocate(file, FallocateFlags::ZERO_RANGE, offset, len))
     }
 
+    pub(super) fn take_space(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+        supported(fallocate(file, FallocateFlags::empty(), offset, len))
+    }
+
     pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         supported(fallocate(file, flags, offset, len))
@@ -351,6 +353,10 @@ mod sys {
     }
 
     pub(super) fn zero_range(_file: &File, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    pub(super) fn take_space(_file: &File, _offset: u64, _len: u64) -> io::Result<bool> {
         Ok(false)
     }
 

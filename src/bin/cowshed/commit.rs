@@ -141,12 +141,13 @@ async fn depth_of_base(
         };
     };
     let layers: Vec<_> = image.layers().map(|layer| layer.location.to_path_buf()).collect();
-    // As seen from here, or as the layer above sees it.
-    let named = identity(Path::new(base_name));
+    // As the layer above sees it or, which qemu-img lacks, as seen from here.
+    let is_ours = opening.persona() == Persona::Cowshed;
+    let named = identity(Path::new(base_name)).filter(|_| is_ours);
     let found = layers.windows(2).position(|pair| {
         let seen = backing_path(pair[0].as_os_str(), base_name.as_ref());
         let there = identity(&pair[1]);
-        pair[1] == Path::new(base_name)
+        (is_ours && pair[1] == Path::new(base_name))
             || there.is_some() && (there == named || there == identity(Path::new(&seen)))
     });
     found.map(|above| above + 1).ok_or_else(|| {
