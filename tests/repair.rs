@@ -650,7 +650,7 @@ fn entry_that_cannot_be_zeroed_is_reported_with_all_that_is_wrong_with_it() {
         image.close().await.unwrap();
     });
     let mut bytes = storage.to_vec();
-    let l2 = be::<8>(&bytes, be::<8>(&bytes, 40) as usize) & 0x00ff_ffff_ffff_fe00;
+    let l2 = be(&bytes, be(&bytes, 40, 8) as usize, 8) & 0x00ff_ffff_ffff_fe00;
     let at = l2 as usize;
     // The first guest cluster lies in the table itself, so that it cannot be written to; the second one is zeros and keeps
     // a cluster that is neither aligned nor in the file.
@@ -674,7 +674,7 @@ fn clusters_past_the_end_of_the_file_lose_their_refcounts() {
         let storage = MemoryStorage::default();
         block_on(create(&storage, None, &options)).unwrap();
         let sound = storage.into_vec();
-        let block = be::<8>(&sound, be::<8>(&sound, 48) as usize) as usize;
+        let block = be(&sound, be(&sound, 48, 8) as usize, 8) as usize;
         let end = sound.len() / 512;
         for cluster in [end, end + 1, end + 13] {
             let mut bytes = sound.clone();
