@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 
 use crate::cli::Session;
 use crate::escape;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -90,6 +90,11 @@ async fn change(
     persona: Persona,
 ) -> Result<(), Failure> {
     let is_raw = image.header().is_none();
+    if action == Action::Apply && persona != Persona::Cowshed && has_bitmaps(image) {
+        // The engine lets the bitmaps say that all has changed; QEMU lets no one ask.
+        let reason = "Device has active dirty bitmaps";
+        return Err(Failure::image(name, format!("Could not apply snapshot '{word}'"), reason));
+    }
     let named = SnapshotSelector::Name(word.as_bytes().to_vec());
     let result = match action {
         Action::Create => image.create_snapshot(&new_snapshot(word)).await.map(drop),
@@ -104,12 +109,22 @@ async fn change(
     };
     result.map_err(|error| {
         let doing = format!("Could not {} snapshot '{word}'", action.word());
+        if let (Action::Apply, Error::InvalidArgument(reason), true) =
+            (action, &error, persona != Persona::Cowshed)
+        {
+            failure::warn(&format!("{}: {reason}", persona.name()));
+        }
         let reason = match persona {
             Persona::Cowshed => open::reason(&error),
             Persona::QemuImg | Persona::QemuIo => theirs(action, &error, is_raw),
         };
         Failure::image(name, doing, reason)
     })
+}
+
+/// Whether the image has persistent bitmaps, of whatever kind.
+fn has_bitmaps(image: &DiskImage) -> bool {
+    image.header().is_some_and(|header| header.bitmaps().is_some_and(|it| it.count > 0))
 }
 
 /// A snapshot that is taken now, as `qemu-img` describes one.
@@ -135,7 +150,7 @@ fn theirs(action: Action, error: &Error, is_raw: bool) -> String {
         _ if is_raw => "Operation not supported".to_owned(),
         Error::NotFound { .. } => "No such file or directory".to_owned(),
         Error::LimitExceeded { what: "refcount", .. } => "Invalid argument".to_owned(),
-        // The reason is on a line of its own there.
+        // The reason is on a line of its own, before this one.
         Error::InvalidArgument(_) if action == Action::Apply => {
             "Operation not supported".to_owned()
         }
