@@ -52,6 +52,7 @@ fn options_are_changed_as_by_qemu_img() {
         folder.create(&["-o", options], "ours.qcow2", "1M");
         fill(&folder, "ours.qcow2");
         folder.qemu_img(&["convert", "-l", "s", "-O", "raw", "ours.qcow2", "s.raw"]);
+        let snapshot = folder.read("s.raw");
         std::fs::copy(folder.path("ours.qcow2"), folder.path("theirs.qcow2")).unwrap();
         for options in [
             "refcount_bits=1",
@@ -85,8 +86,13 @@ fn options_are_changed_as_by_qemu_img() {
             "lazy_refcounts=maybe",
         ] {
             both(&folder, options);
+            // QEMU reads a snapshot at the size that the disk has now. Of its own image, it has overwritten what the
+            // snapshot has where zeros kept their cluster.
             folder.qemu_img(&["convert", "-l", "s", "-O", "raw", "ours.qcow2", "now.raw"]);
-            assert!(folder.read("s.raw") == folder.read("now.raw"), "the snapshot after {options}");
+            let now = folder.read("now.raw");
+            let tail = now.strip_prefix(&*snapshot);
+            let is_kept = tail.is_some_and(|tail| tail.iter().all(|byte| *byte == 0));
+            assert!(is_kept, "the snapshot after {options}");
         }
     }
 }
