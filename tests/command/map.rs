@@ -146,7 +146,7 @@ fn broken_table_ends_the_map_with_an_error() {
     folder.same_but_for_errors(&["map", "--output=json", "image.qcow2"]);
     let output = folder.same_but_for_errors(&["map", "image.qcow2"]);
     let error = crate::text(&output.stderr);
-    assert!(error.starts_with("qemu-img: Could not read file metadata: L2 entry 3 at"), "{error}");
+    assert_eq!(error, "qemu-img: Could not read file metadata: Input/output error\n");
     let error = folder.cowshed_fails(&["map", "image.qcow2"], 1);
     assert!(error.starts_with("image.qcow2: L2 entry 3 at"), "{error}");
 }
