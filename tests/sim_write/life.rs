@@ -102,6 +102,7 @@ pub fn live<E: Engine>(engine: &E, plan: &Plan, ops: &[Op]) -> Result<(Counts, u
 struct Life<'a, 'e, E> {
     engine: &'a E,
     plan: &'a Plan,
+    made: &'a Made,
     executor: &'a Executor<'e>,
     random: Random,
     files: Files<SimStorage>,
@@ -137,6 +138,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
         Self {
             engine,
             plan,
+            made,
             executor,
             random: executor.random(),
             files: engine.files(made).map(disk),
@@ -210,7 +212,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             for left in lefts {
                 samples += 1;
                 self.counts.borrow_mut().states += 1;
-                let result = look(self.engine, self.plan, &left, &shared, random);
+                let result = look(self.engine, self.plan, self.made, &left, &shared, random);
                 shared.note(result.map_err(|what| format!("at step {steps}: {what}")));
             }
             steps >= crash_at || shared.wrong.borrow().is_some()
@@ -356,6 +358,7 @@ fn check<E: Engine>(
 fn look<E: Engine, G>(
     engine: &E,
     plan: &Plan,
+    made: &Made,
     left: &Files<SimStorage>,
     shared: &Shared<'_, G>,
     random: &mut Random,
