@@ -42,10 +42,10 @@ pub(super) struct WritesAtOnce {
 }
 
 impl WritesAtOnce {
-    /// Looks at the file, which is open for writing or not, and around the page cache or not.
-    pub(super) fn new(file: &File, writable: bool, direct: bool) -> io::Result<Self> {
+    /// Looks at the file, which is open for writing, and around the page cache or not.
+    pub(super) fn new(file: &File, direct: bool) -> io::Result<Self> {
         Ok(Self {
-            is_local: writable && !direct && posix::is_local(file),
+            is_local: !direct && posix::is_local(file),
             block_len: file.metadata()?.blksize().max(1),
             opened: Instant::now(),
             not_before: AtomicU64::new(0),

@@ -429,6 +429,10 @@ impl Storage for BlobStorage {
         Err(read_only())
     }
 
+    async fn set_writable(&self, writable: bool) -> io::Result<()> {
+        if writable { Err(read_only()) } else { Ok(()) }
+    }
+
     async fn extent_at(&self, offset: u64, len: u64) -> io::Result<StorageExtent> {
         Ok(extent_at(self.source.len, offset, len))
     }
@@ -539,6 +543,10 @@ impl Storage for Uint8ArrayStorage {
 
     async fn set_len(&self, _len: u64) -> io::Result<()> {
         Err(read_only())
+    }
+
+    async fn set_writable(&self, writable: bool) -> io::Result<()> {
+        if writable { Err(read_only()) } else { Ok(()) }
     }
 
     async fn extent_at(&self, offset: u64, len: u64) -> io::Result<StorageExtent> {

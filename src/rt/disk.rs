@@ -148,6 +148,10 @@ impl SendStorage for DiskStorage {
         pass!(self, storage => SendStorage::extent_at(storage, offset, len).await)
     }
 
+    async fn set_writable(&self, writable: bool) -> io::Result<()> {
+        pass!(self, storage => SendStorage::set_writable(storage, writable).await)
+    }
+
     fn limits(&self) -> StorageLimits {
         pass!(self, storage => SendStorage::limits(storage))
     }

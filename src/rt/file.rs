@@ -8,6 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -126,9 +127,13 @@ pub struct FileStorage {
 #[derive(Debug)]
 struct Inner {
     file: File,
+    /// Takes the changes, if `file` was opened for reading only and the storage was made writable since.
+    write_file: OnceLock<File>,
     path: PathBuf,
-    writable: bool,
-    is_locked: bool,
+    /// Whether changes are taken.
+    writable: AtomicBool,
+    lock: LockMode,
+    direct: bool,
     volatile: bool,
     limits: StorageLimits,
     identity: (u64, u64),
@@ -137,7 +142,8 @@ struct Inner {
     /// The file is memory: the file system takes no flag for reading without waiting, as there is nothing to wait for. Found
     /// out when it says so.
     in_memory: AtomicBool,
-    writes_at_once: WritesAtOnce,
+    /// From when the storage is writable first.
+    writes_at_once: OnceLock<WritesAtOnce>,
     /// Whether the file lies on a file system that this kernel runs by itself; looked at when it matters.
     is_local: OnceLock<bool>,
     /// Discards do something. Cleared for good when the file system says it cannot.
@@ -150,7 +156,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.is_locked {
+        if self.lock != LockMode::Off {
             lock::release(&self.file);
         }
     }
@@ -215,13 +221,18 @@ impl FileStorage {
             // Devices take less, but a buffer that lies across pages costs them a tenth more.
             limits.memory_alignment = memory.max(4096);
         }
-        let writes_at_once = WritesAtOnce::new(&file, options.writable, options.direct)?;
+        let writes_at_once = OnceLock::new();
+        if options.writable {
+            let _ = writes_at_once.set(WritesAtOnce::new(&file, options.direct)?);
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 file,
                 path,
-                writable: options.writable,
-                is_locked: options.lock != LockMode::Off,
+                write_file: OnceLock::new(),
+                writable: AtomicBool::new(options.writable),
+                lock: options.lock,
+                direct: options.direct,
                 volatile: options.volatile,
                 limits,
                 identity: (metadata.dev(), metadata.ino()),
@@ -254,6 +265,11 @@ impl FileStorage {
         &self.inner.file
     }
 
+    /// The open file that takes changes.
+    pub(super) fn write_file(&self) -> &File {
+        self.inner.write_file()
+    }
+
     /// Changes the file on a thread of the pool.
     fn change(
         &self,
@@ -284,7 +300,7 @@ impl FileStorage {
 
     /// Refuses changes of a file that is open for reading.
     pub(super) fn check_writable(&self) -> io::Result<()> {
-        match self.inner.writable {
+        match self.inner.writable.load(Ordering::Acquire) {
             true => Ok(()),
             false => Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
@@ -326,7 +342,7 @@ impl FileStorage {
     pub(super) async fn write_rest(&self, buf: Buf, done: usize, offset: u64) -> io::Result<Buf> {
         self.change(move |inner| {
             let at = offset.saturating_add(done as u64);
-            posix::write_at(&inner.file, &buf[done..], at)?;
+            posix::write_at(inner.write_file(), &buf[done..], at)?;
             Ok(buf)
         })
         .await
@@ -359,7 +375,7 @@ impl SendStorage for FileStorage {
         self.change_space(len, move |inner| {
             let limits = &inner.limits;
             let (unit, memory) = (limits.request_alignment, limits.memory_alignment);
-            posix::write_zeroes(&inner.file, offset, len, unit, memory)
+            posix::write_zeroes(inner.write_file(), offset, len, unit, memory)
         })
         .await
     }
@@ -370,7 +386,7 @@ impl SendStorage for FileStorage {
             return Ok(());
         }
         self.change_space(len, move |inner| {
-            if !posix::punch_hole(&inner.file, offset, len)? {
+            if !posix::punch_hole(inner.write_file(), offset, len)? {
                 inner.discards.store(false, Ordering::Relaxed);
             }
             Ok(())
@@ -379,7 +395,7 @@ impl SendStorage for FileStorage {
     }
 
     async fn flush(&self) -> io::Result<()> {
-        if !self.inner.writable {
+        if self.check_writable().is_err() {
             return Ok(());
         }
         self.settle().await;
@@ -387,7 +403,7 @@ impl SendStorage for FileStorage {
             return Ok(());
         }
         let inner = Arc::clone(&self.inner);
-        unblock(move || inner.file.sync_data()).await
+        unblock(move || inner.write_file().sync_data()).await
     }
 
     async fn len(&self) -> io::Result<u64> {
@@ -396,7 +412,7 @@ impl SendStorage for FileStorage {
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
         self.change(move |inner| {
-            inner.file.set_len(len)?;
+            inner.write_file().set_len(len)?;
             Ok(Buf::default())
         })
         .await
@@ -409,6 +425,11 @@ impl SendStorage for FileStorage {
         }
         let inner = Arc::clone(&self.inner);
         unblock(move || posix::extent_at(&inner.file, offset, len)).await
+    }
+
+    async fn set_writable(&self, writable: bool) -> io::Result<()> {
+        let inner = Arc::clone(&self.inner);
+        unblock(move || inner.set_writable(writable)).await
     }
 
     fn limits(&self) -> StorageLimits {
@@ -439,7 +460,8 @@ impl SendStorage for FileStorage {
         if let Err(error) = self.check_writable() {
             return Some(Err(error));
         }
-        self.inner.writes_at_once.try_write_at(&self.inner.file, data, offset)
+        let writes = self.inner.writes_at_once.get()?;
+        writes.try_write_at(self.write_file(), data, offset)
     }
 }
 
@@ -448,6 +470,65 @@ impl Inner {
     /// `block_on`, as [`at_once`](super::at_once) has it, and no other program serves the file system.
     fn may_wait_here(&self) -> bool {
         block_on::is_driving() && *self.is_local.get_or_init(|| posix::is_local(&self.file))
+    }
+
+    /// The open file that takes changes.
+    fn write_file(&self) -> &File {
+        self.write_file.get().unwrap_or(&self.file)
+    }
+
+    /// Takes changes from now on, or none, with the locks for that. The locks stay on the file that was opened first: to the
+    /// kernel another open file is somebody else.
+    fn set_writable(&self, writable: bool) -> io::Result<()> {
+        if writable == self.writable.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if writable {
+            lock::change(&self.file, &self.path, self.lock, true)?;
+            if let Err(error) = self.open_for_writing() {
+                // What is given back was had for a moment only.
+                let _ = lock::change(&self.file, &self.path, self.lock, false);
+                return Err(error);
+            }
+        }
+        self.writable.store(writable, Ordering::Release);
+        if !writable {
+            // Locks that cannot be given up are kept.
+            let _ = lock::change(&self.file, &self.path, self.lock, false);
+        }
+        Ok(())
+    }
+
+    /// Opens the same file again for writing, unless it is.
+    fn open_for_writing(&self) -> io::Result<()> {
+        let flags = rustix::fs::fcntl_getfl(&self.file)?;
+        if !flags.contains(OFlags::RDWR) && self.write_file.get().is_none() {
+            let file = self.reopen()?;
+            let metadata = file.metadata()?;
+            if (metadata.dev(), metadata.ino()) != self.identity {
+                return Err(io::Error::other("the path names another file now"));
+            }
+            let _ = self.write_file.set(file);
+        }
+        if self.writes_at_once.get().is_none() {
+            let _ = self.writes_at_once.set(WritesAtOnce::new(self.write_file(), self.direct)?);
+        }
+        Ok(())
+    }
+
+    /// The file, open for writing: what is open, however it is called now, or else what the path names.
+    fn reopen(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if self.direct {
+            // OK to cast: the flags are bits.
+            options.custom_flags(direct_flag().bits().cast_signed());
+        }
+        let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        match options.open(open) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => options.open(&self.path),
+            opened => opened,
+        }
     }
 
     fn dropped(&self) -> std::sync::MutexGuard<'_, Vec<Change>> {

@@ -71,11 +71,22 @@ impl fmt::Display for LockError {
 impl std::error::Error for LockError {}
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{release, take};
+pub(super) use linux::{change, release, take};
 
 /// Without open-file-description locks there are none that would hold between the threads of a process.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn take(
+    _file: &std::fs::File,
+    _path: &Path,
+    _mode: LockMode,
+    _writable: bool,
+) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// There is nothing to change.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn change(
     _file: &std::fs::File,
     _path: &Path,
     _mode: LockMode,
@@ -120,16 +131,13 @@ mod linux {
     ) -> io::Result<()> {
         let (held, not_shared) = match (mode, writable) {
             (LockMode::Off, _) => return Ok(()),
-            (LockMode::Exclusive, false) => (CONSISTENT_READ, WRITE | RESIZE),
-            (LockMode::Exclusive, true) => (CONSISTENT_READ | WRITE | RESIZE, WRITE | RESIZE),
-            (LockMode::Shared, true) => (CONSISTENT_READ | WRITE, 0),
-            (LockMode::Shared, false) | (LockMode::ForceShare, false) => (CONSISTENT_READ, 0),
             (LockMode::ForceShare, true) => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
                     "force-share=on can only be used with read-only images",
                 ));
             }
+            _ => permissions(mode, writable),
         };
         // First say what we do, then look at what others do: of two who come at once at least one sees the other.
         for (bits, base) in [(held, HELD), (not_shared, NOT_SHARED)] {
@@ -151,6 +159,42 @@ mod linux {
         }
         check(file, path, held, NOT_SHARED, Side::Ours)?;
         check(file, path, not_shared, HELD, Side::Theirs)
+    }
+
+    /// Takes the locks of a writer for those of a reader, or the other way round, or says who is in the way of that: then they
+    /// are as before. At no moment has the file less than both have in common.
+    pub(in crate::rt) fn change(
+        file: &File,
+        path: &Path,
+        mode: LockMode,
+        writable: bool,
+    ) -> io::Result<()> {
+        let taken = take(file, path, mode, writable);
+        let (keep, drop) = match taken {
+            Ok(()) => (writable, !writable),
+            Err(_) => (!writable, writable),
+        };
+        let (kept, dropped) = (permissions(mode, keep), permissions(mode, drop));
+        for (bits, base) in [(dropped.0 & !kept.0, HELD), (dropped.1 & !kept.1, NOT_SHARED)] {
+            for byte in bytes(bits, base) {
+                // Nothing can be done about an error: the lock is kept.
+                let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&lock(libc::F_UNLCK, byte)));
+            }
+        }
+        taken
+    }
+
+    /// What a mode uses, and what it does not let others use.
+    fn permissions(mode: LockMode, writable: bool) -> (u8, u8) {
+        match (mode, writable) {
+            (LockMode::Off, _) => (0, 0),
+            (LockMode::Exclusive, false) => (CONSISTENT_READ, WRITE | RESIZE),
+            (LockMode::Exclusive, true) => (CONSISTENT_READ | WRITE | RESIZE, WRITE | RESIZE),
+            (LockMode::Shared, true) => (CONSISTENT_READ | WRITE, 0),
+            (LockMode::Shared | LockMode::ForceShare, false) | (LockMode::ForceShare, true) => {
+                (CONSISTENT_READ, 0)
+            }
+        }
     }
 
     /// Gives all locks back. The kernel would do so when it closes the file, and may be late: io_uring keeps a request's

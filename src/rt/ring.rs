@@ -121,7 +121,11 @@ impl Ring {
         });
         // First into its slot, then to the kernel.
         let request = slots.requests[index].insert(request);
-        let file = types::Fd(request.storage.file().as_raw_fd());
+        let file = match request.action {
+            Action::Read => request.storage.file(),
+            Action::Write | Action::Sync => request.storage.write_file(),
+        };
+        let file = types::Fd(file.as_raw_fd());
         let entry = match request.action {
             Action::Read => opcode::Read::new(file, request.buf.as_mut_ptr(), len)
                 .offset(request.offset)

@@ -158,6 +158,10 @@ impl SendStorage for UringStorage {
         SendStorage::extent_at(&self.file, offset, len).await
     }
 
+    async fn set_writable(&self, writable: bool) -> io::Result<()> {
+        SendStorage::set_writable(&self.file, writable).await
+    }
+
     fn limits(&self) -> StorageLimits {
         StorageLimits { requests_in_flight: 128, ..SendStorage::limits(&self.file) }
     }

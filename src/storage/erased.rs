@@ -50,6 +50,7 @@ macro_rules! erase {
             fn len(&self) -> $future<'_, u64>;
             fn set_len(&self, len: u64) -> $future<'_, ()>;
             fn extent_at(&self, offset: u64, len: u64) -> $future<'_, StorageExtent>;
+            fn set_writable(&self, writable: bool) -> $future<'_, ()>;
             fn limits(&self) -> StorageLimits;
             fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>>;
             fn try_write_at(&self, data: &[u8], offset: u64) -> Option<io::Result<()>>;
@@ -86,6 +87,10 @@ macro_rules! erase {
 
             fn extent_at(&self, offset: u64, len: u64) -> $future<'_, StorageExtent> {
                 Box::pin($storage::extent_at(self, offset, len))
+            }
+
+            fn set_writable(&self, writable: bool) -> $future<'_, ()> {
+                Box::pin($storage::set_writable(self, writable))
             }
 
             fn limits(&self) -> StorageLimits {

@@ -169,6 +169,21 @@ macro_rules! storage_trait {
                 async move { Ok(StorageExtent { kind: StorageExtentKind::Data, len }) }
             }
 
+            /// Makes the storage take changes from now on, or none, with the locks that go with that; nobody else may see
+            /// a moment in between. No change is in flight.
+            ///
+            /// The default does nothing: it suits a storage that takes changes always, or never.
+            ///
+            /// # Errors
+            /// What the medium says, and [`io::ErrorKind::PermissionDenied`] if it cannot be changed. The storage is as it
+            /// was. To take no changes any more does not fail: what cannot be given up is kept.
+            ///
+            /// # Cancel safety
+            /// A dropped future may have done it.
+            fn set_writable(&self, _writable: bool) -> impl Future<Output = io::Result<()>> $($send)* {
+                async { Ok(()) }
+            }
+
             /// What requests must look like; constant while the storage lives.
             fn limits(&self) -> StorageLimits {
                 StorageLimits::default()
@@ -253,6 +268,10 @@ macro_rules! delegate {
             len: u64,
         ) -> impl Future<Output = io::Result<StorageExtent>> {
             $trait::extent_at($to, offset, len)
+        }
+
+        fn set_writable(&$self, writable: bool) -> impl Future<Output = io::Result<()>> {
+            $trait::set_writable($to, writable)
         }
 
         fn limits(&$self) -> StorageLimits {
