@@ -170,6 +170,12 @@ impl CleanerControl {
         self.start()
     }
 
+    /// Sets the interval and gives out a cleaner, as [`Self::start`] does: the one before has been stopped and joined.
+    pub fn start_with(&self, interval: Duration) -> Option<Cleaner> {
+        self.settings.lock().interval = interval;
+        self.start()
+    }
+
     /// Asks the cleaner to exit, for good, and wakes it. Does not wait; may be called any number of times.
     pub fn stop(&self) {
         let current = self.settings.lock().current.clone();

@@ -67,6 +67,8 @@ pub struct CacheSizes {
     pub l2_bytes: u64,
     /// The length of its entries in bytes.
     pub l2_entry_bytes: u64,
+    /// What the L2 cache's budget would be by default.
+    pub l2_bytes_default: u64,
     /// The refcount cache's budget in bytes, a multiple of `refcount_entry_bytes`.
     pub refcount_bytes: u64,
     /// The length of its entries in bytes.
@@ -105,17 +107,27 @@ impl CacheOptions {
         if refcount_clusters > CACHE_ENTRIES_MAX {
             return Err(invalid("Refcount cache size too big"));
         }
-        let interval = self.cache_clean_interval.unwrap_or(CACHE_CLEAN_INTERVAL_DEFAULT);
-        if interval > CACHE_CLEAN_INTERVAL_MAX {
-            return Err(invalid("Cache clean interval too big"));
-        }
         Ok(CacheSizes {
             l2_bytes: l2_entries * l2_entry_bytes,
             l2_entry_bytes,
+            l2_bytes_default: l2_bytes_needed.min(L2_CACHE_BYTES_DEFAULT),
             refcount_bytes: refcount_clusters * cluster_size,
             refcount_entry_bytes: entry_bytes_default,
-            interval,
+            interval: self.interval()?,
         })
+    }
+
+    /// The interval of the cleaner.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with QEMU's words, if it is too long.
+    pub fn interval(&self) -> Result<Duration> {
+        match self.cache_clean_interval.unwrap_or(CACHE_CLEAN_INTERVAL_DEFAULT) {
+            interval if interval > CACHE_CLEAN_INTERVAL_MAX => {
+                Err(invalid("Cache clean interval too big"))
+            }
+            interval => Ok(interval),
+        }
     }
 
     /// How much goes to the L2 cache, and how much to the refcount cache, before minimums.

@@ -256,6 +256,20 @@ impl Stripe {
         None
     }
 
+    /// Drops every clean slice; returns how many there were.
+    pub(super) fn clear(&mut self) -> u64 {
+        let mut count = 0;
+        for index in 0..self.slots.len() {
+            if matches!(self.slots[index].state, State::Clean(_)) {
+                // OK to cast: slots are numbered in u32, see `get`.
+                #[allow(clippy::cast_possible_truncation)]
+                let dropped = self.vacate(index as u32);
+                count += u64::from(dropped.is_some());
+            }
+        }
+        count
+    }
+
     /// The number of slots, vacant ones included.
     pub(super) fn slots(&self) -> usize {
         self.slots.len()

@@ -37,8 +37,9 @@ const STEP_FREED_BYTES_MAX: u64 = 1 << 20;
 /// Slices of tables, keyed by host offset; see the [module](super).
 #[derive(Debug)]
 pub struct TableCache {
-    entry_bytes: u64,
-    slices_max: u64,
+    /// The length of a slice. As the next one it changes while nobody uses the cache: [`Self::reshape`].
+    entry_bytes: AtomicU64,
+    slices_max: AtomicU64,
     stripes: Box<[Padded<Mutex<Stripe>>]>,
     scratch: Scratch,
     /// Slices held, and those about to be.
@@ -60,21 +61,28 @@ impl TableCache {
     /// If `entry_bytes` is not such a power of two.
     #[must_use]
     pub fn new(budget_bytes: u64, entry_bytes: u64) -> Self {
-        assert!(
-            entry_bytes.is_power_of_two()
-                && (ENTRY_BYTES_MIN..=ENTRY_BYTES_MAX).contains(&entry_bytes),
-            "a slice cannot be {entry_bytes} bytes long"
-        );
+        Self::new_to_grow(budget_bytes, entry_bytes, budget_bytes)
+    }
+
+    /// As [`Self::new`], with as many locks as suit a budget of `grown_bytes`, if that is more: [`Self::reshape`] may ask
+    /// for it.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn new_to_grow(budget_bytes: u64, entry_bytes: u64, grown_bytes: u64) -> Self {
+        must_be_len(entry_bytes);
         let slices_max = (budget_bytes / entry_bytes).max(1);
-        let stripes = (slices_max / SLICES_PER_STRIPE).clamp(1, STRIPES_MAX).next_power_of_two();
+        let stripes = slices_max.max(grown_bytes / entry_bytes) / SLICES_PER_STRIPE;
+        let stripes = stripes.clamp(1, STRIPES_MAX).next_power_of_two();
         // A scan empties a stripe while the hand is in it, and fills those before twice as full as they were.
         let share = (slices_max / stripes).saturating_mul(3) + 16;
         // OK to cast: at most ENTRY_BYTES_MAX.
         #[allow(clippy::cast_possible_truncation)]
         let scratch = Scratch::new(entry_bytes as usize);
         Self {
-            entry_bytes,
-            slices_max,
+            entry_bytes: AtomicU64::new(entry_bytes),
+            slices_max: AtomicU64::new(slices_max),
             stripes: (0..stripes).map(|_| Padded(Mutex::new(Stripe::new(share)))).collect(),
             scratch,
             slices: Padded::default(),
@@ -87,8 +95,55 @@ impl TableCache {
 
     /// The length of a slice, in bytes.
     #[must_use]
+    #[inline]
     pub fn entry_bytes(&self) -> u64 {
-        self.entry_bytes
+        self.entry_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Gives the cache another budget, as for [`Self::new`], and drops what does not fit. Slices of another length are
+    /// other slices: if `entry_bytes` changes, all are dropped.
+    ///
+    /// Synchronous. Nothing may be unwritten, and if slices change their length, nobody may use the cache meanwhile; whoever
+    /// uses it afterwards must come behind this call.
+    ///
+    /// # Panics
+    /// If `entry_bytes` is not the length of a slice, or something is unwritten.
+    pub fn reshape(&self, budget_bytes: u64, entry_bytes: u64) {
+        must_be_len(entry_bytes);
+        assert_eq!(self.unwritten_bytes(), 0, "a cache that is reshaped has unwritten slices");
+        let slices_max = (budget_bytes / entry_bytes).max(1);
+        if entry_bytes != self.entry_bytes() {
+            self.clear();
+            self.entry_bytes.store(entry_bytes, Ordering::Relaxed);
+            // OK to cast: at most ENTRY_BYTES_MAX.
+            #[allow(clippy::cast_possible_truncation)]
+            self.scratch.set_len(entry_bytes as usize);
+        }
+        self.slices_max.store(slices_max, Ordering::Relaxed);
+        while self.slices.0.load(Ordering::Relaxed) > slices_max {
+            // What is pinned goes with the next misses.
+            if self.evict().is_none() {
+                break;
+            }
+            self.slices.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets the cache hold `budget_bytes`, if that is more than before.
+    pub fn grow(&self, budget_bytes: u64) {
+        self.slices_max.fetch_max(budget_bytes / self.entry_bytes(), Ordering::Relaxed);
+    }
+
+    /// Drops every slice: the storage holds something else. Nothing may be unwritten or being loaded.
+    ///
+    /// # Panics
+    /// If something is unwritten.
+    pub fn clear(&self) {
+        assert_eq!(self.unwritten_bytes(), 0, "a cache that is cleared has unwritten slices");
+        for stripe in &self.stripes {
+            let slices = stripe.0.lock().clear();
+            self.slices.0.fetch_sub(slices, Ordering::Relaxed);
+        }
     }
 
     /// Hands the slice at `slice`, a multiple of [`Self::entry_bytes`], to `f`, if it is cached, and notes the use.
@@ -148,13 +203,13 @@ impl TableCache {
     /// Bytes of the slices that must be written or are being written: they cannot make room for others.
     #[must_use]
     pub fn unwritten_bytes(&self) -> u64 {
-        self.unwritten.load(Ordering::Relaxed) * self.entry_bytes
+        self.unwritten.load(Ordering::Relaxed) * self.entry_bytes()
     }
 
     /// The most that the cache is to hold, in bytes.
     #[must_use]
     pub fn budget_bytes(&self) -> u64 {
-        self.slices_max * self.entry_bytes
+        self.slices_max.load(Ordering::Relaxed) * self.entry_bytes()
     }
 
     /// Copies dirty slices at host offsets from `from` on, up to `len_bytes_max` but at least one, to be written by the
@@ -166,7 +221,7 @@ impl TableCache {
         let mut next = from;
         while write_back.is_empty() || write_back.len_bytes() < len_bytes_max {
             let Some(offset) = self.dirty.lock().range(next..).next().copied() else { break };
-            next = offset + self.entry_bytes;
+            next = offset + self.entry_bytes();
             let slice = HostOffset::new(offset);
             let key = self.key(slice);
             write_back.add(offset, |bytes| {
@@ -190,7 +245,8 @@ impl TableCache {
     /// Drops the slices of `len_bytes` from `offset`, which is about to hold something else. They must be clean, and
     /// nobody may be loading them.
     pub fn forget(&self, offset: HostOffset, len_bytes: u64) {
-        for slice in (0..len_bytes).step_by(usize::try_from(self.entry_bytes).unwrap_or(usize::MAX))
+        for slice in
+            (0..len_bytes).step_by(usize::try_from(self.entry_bytes()).unwrap_or(usize::MAX))
         {
             let Some(slice) = offset.checked_add(slice) else { return };
             let key = self.key(slice);
@@ -228,7 +284,7 @@ impl TableCache {
                 slot = stripe.0.lock().sweep(next, &mut dropped);
                 let slices = dropped.free();
                 self.slices.0.fetch_sub(slices, Ordering::Relaxed);
-                freed_bytes += slices * self.entry_bytes;
+                freed_bytes += slices * self.entry_bytes();
             }
         }
         self.scratch.clear();
@@ -241,7 +297,7 @@ impl TableCache {
     pub fn statistics(&self) -> CacheStatistics {
         let mut sum = CacheStatistics {
             passes: self.passes.load(Ordering::Relaxed),
-            bytes_held: self.slices.0.load(Ordering::Relaxed) * self.entry_bytes,
+            bytes_held: self.slices.0.load(Ordering::Relaxed) * self.entry_bytes(),
             ..CacheStatistics::default()
         };
         for stripe in &self.stripes {
@@ -258,11 +314,10 @@ impl TableCache {
     /// The mixed number of a slice. Mixing is a bijection, so that a key stands for its slice.
     #[inline]
     fn key(&self, slice: HostOffset) -> u64 {
-        let offset = slice.get();
-        debug_assert!(offset.is_multiple_of(self.entry_bytes), "no slice starts at {slice}");
+        let (offset, entry_bytes) = (slice.get(), self.entry_bytes());
+        debug_assert!(offset.is_multiple_of(entry_bytes), "no slice starts at {slice}");
         // Offsets may be any below 2^64; shifting out zeros loses nothing.
-        let mixed =
-            (offset >> self.entry_bytes.trailing_zeros()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (offset >> entry_bytes.trailing_zeros()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed ^ (mixed >> 32)
     }
 
@@ -287,15 +342,16 @@ impl TableCache {
         key: u64,
     ) -> io::Result<Slice> {
         let limits = storage.limits();
-        let fits = u64::from(limits.request_alignment) <= self.entry_bytes
-            && self.entry_bytes <= u64::from(limits.transfer_len_max);
+        let entry_bytes = self.entry_bytes();
+        let fits = u64::from(limits.request_alignment) <= entry_bytes
+            && entry_bytes <= u64::from(limits.transfer_len_max);
         let bytes = if fits {
             let scratch = self.scratch.take(&limits);
             // Cancel: a dropped read has no effect; its buffer is lost to the scratch, no more.
             read(storage, scratch, slice.get()).await?
         } else {
             // Cancel: as above.
-            read_in_pieces(storage, slice.get(), self.entry_bytes).await?
+            read_in_pieces(storage, slice.get(), entry_bytes).await?
         };
         // From here to the end nothing is awaited and nothing fails: room taken is room used.
         let mut loaded = self.make_room().unwrap_or_else(|| Slice::blank(bytes.len()));
@@ -307,7 +363,8 @@ impl TableCache {
 
     /// Takes room in the budget for one more slice. Returns the memory of the one that went for it, if one went.
     fn make_room(&self) -> Option<Slice> {
-        let room = |slices| (slices < self.slices_max).then_some(slices + 1);
+        let slices_max = self.slices_max.load(Ordering::Relaxed);
+        let room = |slices| (slices < slices_max).then_some(slices + 1);
         if self.slices.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
             return None;
         }
@@ -316,7 +373,7 @@ impl TableCache {
             self.slices.0.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        if self.slices.0.load(Ordering::Relaxed) > self.slices_max && self.evict().is_some() {
+        if self.slices.0.load(Ordering::Relaxed) > slices_max && self.evict().is_some() {
             self.slices.0.fetch_sub(1, Ordering::Relaxed);
         }
         Some(victim)
@@ -340,6 +397,15 @@ impl TableCache {
         }
         None
     }
+}
+
+/// # Panics
+/// If a slice cannot be so long.
+fn must_be_len(entry_bytes: u64) {
+    assert!(
+        entry_bytes.is_power_of_two() && (ENTRY_BYTES_MIN..=ENTRY_BYTES_MAX).contains(&entry_bytes),
+        "a slice cannot be {entry_bytes} bytes long"
+    );
 }
 
 /// A share in a load, given back when it is dropped.

@@ -42,7 +42,8 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// As a power loss.
     pub async fn set_backing_file(&self, backing: Option<(&[u8], &[u8])>) -> Result<()> {
-        let change = self.begin_change().await?;
+        let op = self.requests.enter_chore().await?;
+        let change = self.begin_change(&op).await?;
         let Target::Qcow2(top) = &change.target else {
             return Err(Error::InvalidArgument("a raw image has no backing file".into()));
         };
@@ -64,7 +65,7 @@ impl<S: Storage> Image<S> {
         }
         // Says whether it fits.
         new.encode()?;
-        self.flush().await?;
+        self.flush_by(&op).await?;
         top.replace_header(new).await
     }
 }

@@ -5,6 +5,7 @@ use crate::storage::Storage;
 
 use super::Image;
 use super::bitmap::InUse;
+use super::commit::flush;
 use super::writer::{Target, Top};
 
 /// Releasing what was unmapped makes refcounts dirty, and a dropped write may have held it up: then once more.
@@ -25,6 +26,8 @@ impl<S: Storage> Image<S> {
     /// A close that is dropped stays begun: requests are refused, and a later call completes it.
     pub async fn close(&self) -> Result<()> {
         self.requests.close().await;
+        // Cancel: see above. Whoever changes the settings is done soon, as no request is in flight.
+        let _one = self.reconfiguring.lock().await;
         self.cleaner.stop();
         self.cleaner.join().await;
         #[cfg(feature = "write")]
@@ -42,13 +45,7 @@ impl<S: Storage> Image<S> {
         }
         match target {
             Target::Qcow2(top) => top.write_all().await?,
-            Target::Raw(layer) => {
-                layer
-                    .storage
-                    .flush()
-                    .await
-                    .map_err(|error| crate::Error::storage("flush", 0, 0, error))?;
-            }
+            Target::Raw(layer) => flush(&layer.storage).await?,
         }
         *closed = true;
         Ok(())
@@ -56,8 +53,8 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S: Storage> Top<'_, S> {
-    /// Writes all that is left, when no request is in flight.
-    async fn write_all(&self) -> Result<()> {
+    /// Writes all that is left, when no request is in flight, and marks the image as clean.
+    pub(super) async fn write_all(&self) -> Result<()> {
         if self.is_untouched() {
             return Ok(());
         }
@@ -67,13 +64,40 @@ impl<S: Storage> Top<'_, S> {
         self.commit_locked().await?;
         // Whatever becomes of the bitmaps, the disk is written: they stay in use then.
         let stored = self.store_bitmaps(&mut bitmaps, InUse::Ends).await;
+        self.write_rounds().await?;
+        self.end_recount(true).await?;
+        // Nothing but what the end of a recount has changed.
+        self.write_what_is_left().await?;
+        stored
+    }
+
+    /// Writes all that is left, when no request is in flight, refcounts that may be written late too.
+    pub(super) async fn write_all_lazily(&self) -> Result<()> {
+        let _one = self.writer.commit.lock().await;
+        if self.is_untouched() {
+            return Ok(());
+        }
+        self.write_rounds().await?;
+        self.end_recount(false).await?;
+        self.write_what_is_left().await
+    }
+
+    async fn write_what_is_left(&self) -> Result<()> {
+        if self.is_written() { Ok(()) } else { self.write_all_dirty().await }
+    }
+
+    /// Writes and releases, until nothing is left, or only what cannot be released.
+    async fn write_rounds(&self) -> Result<()> {
+        self.writer.must_not_be_latched()?;
         for _ in 0..ROUNDS_MAX {
             self.commit_locked().await?;
+            if self.is_lazy() {
+                self.write_all_dirty().await?;
+            }
             if self.is_written() {
-                break;
+                return Ok(());
             }
         }
-        self.end_recount(true).await?;
-        stored
+        self.write_all_dirty().await
     }
 }

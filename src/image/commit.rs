@@ -26,6 +26,7 @@ use super::Image;
 use super::free::{Free, FreeReason};
 use super::layer::{DataFile, RunKind};
 use super::mutant::{self, Mutant};
+use super::requests::Chore;
 use super::settling::File;
 use super::writer::{Target, Top};
 
@@ -49,7 +50,12 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// A dropped flush promises nothing, and loses nothing: the next one does its work.
     pub async fn flush(&self) -> Result<()> {
-        let _chore = self.requests.enter_chore()?;
+        let op = self.requests.enter_chore().await?;
+        self.flush_by(&op).await
+    }
+
+    /// As [`Self::flush`], for an operation that is under way.
+    pub(super) async fn flush_by(&self, _op: &Chore<'_>) -> Result<()> {
         match self.target() {
             Ok((_, Target::Qcow2(top))) => top.commit().await,
             Ok((_, Target::Raw(layer))) => flush(&layer.storage).await,
@@ -60,7 +66,7 @@ impl<S: Storage> Image<S> {
 }
 
 /// Flushes a storage.
-async fn flush<S: Storage>(storage: &S) -> Result<()> {
+pub(super) async fn flush<S: Storage>(storage: &S) -> Result<()> {
     storage.flush().await.map_err(|error| Error::storage("flush", 0, 0, error))
 }
 
@@ -193,6 +199,14 @@ impl<S: Storage> Top<'_, S> {
         }
     }
 
+    /// Writes all that is dirty, refcounts that may stay behind too, and releases nothing. For those who have the commit's lock
+    /// and are alone.
+    pub(super) async fn write_all_dirty(&self) -> Result<()> {
+        self.write_back().await?;
+        self.write_all_refcounts().await?;
+        self.barrier().await
+    }
+
     /// Writes dirty refcount blocks, then the entries of the refcount table that point to new ones. While the dirty bit is
     /// set, refcounts may stay behind.
     async fn write_refcounts(&self) -> Result<()> {
@@ -273,10 +287,11 @@ impl<S: Storage> Top<'_, S> {
     /// # Cancel safety
     /// All of the references are taken, or none.
     pub(super) async fn release(&self, part: Range<u64>, reason: FreeReason) -> Result<()> {
+        let options = self.options();
         let punches = match reason {
-            FreeReason::Request => self.writer.options.pass_discard_request,
-            FreeReason::Snapshot => self.writer.options.pass_discard_snapshot,
-            FreeReason::Other => self.writer.options.pass_discard_other,
+            FreeReason::Request => options.pass_discard_request,
+            FreeReason::Snapshot => options.pass_discard_snapshot,
+            FreeReason::Other => options.pass_discard_other,
             FreeReason::Unused | FreeReason::DataFile => false,
         };
         let punches_late = mutant::is(Mutant::ReuseBeforePunch);

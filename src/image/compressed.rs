@@ -30,7 +30,8 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// As [`Self::write_at`].
     pub async fn write_compressed_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        let change = self.begin_change().await?;
+        let op = self.requests.enter_chore().await?;
+        let change = self.begin_change(&op).await?;
         let end = self.range_end(offset, data.len() as u64)?;
         let &Target::Qcow2(top) = &change.target else {
             return Err(Error::InvalidArgument("a raw image has no compressed clusters".into()));
@@ -68,7 +69,7 @@ impl<S: Storage> Image<S> {
         }
         drop(running);
         drop(change);
-        self.write_through().await
+        self.write_through(&op).await
     }
 }
 

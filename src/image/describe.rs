@@ -23,7 +23,7 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub async fn load_bitmaps(&self) -> Result<Vec<BitmapDirectoryEntry>> {
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         if let Some(top) = self.top().filter(|top| top.writer.is_prepared()) {
             return Ok(top.writer.bitmaps.lock().await.shown());
         }
@@ -40,7 +40,7 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub async fn load_luks_header(&self) -> Result<Option<LuksHeader>> {
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         let Body::Qcow2(layer) = &self.layers[0].body else { return Ok(None) };
         let Some(header) = layer.header.get().crypto_header() else { return Ok(None) };
         let len = header.len.min(LuksHeader::LEN as u64);

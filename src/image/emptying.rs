@@ -25,9 +25,10 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Some clusters are unallocated and others are not; another call goes on.
     pub async fn make_empty(&self) -> Result<()> {
+        let op = self.requests.enter_chore().await?;
         let mut at = 0;
         loop {
-            let change = self.begin_change().await?;
+            let change = self.begin_change(&op).await?;
             let Target::Qcow2(top) = &change.target else {
                 return Err(Error::InvalidArgument("a raw image cannot be made empty".into()));
             };
@@ -36,7 +37,7 @@ impl<S: Storage> Image<S> {
             }
             at = top.empty_step(&change.request, at).await?;
         }
-        self.flush().await
+        self.flush_by(&op).await
     }
 }
 

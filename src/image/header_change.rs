@@ -8,6 +8,7 @@ use crate::format::{
 use crate::storage::Storage;
 
 use super::alloc::Allocator;
+use super::options::WriteOptions;
 use super::refcount_table::RefcountTable;
 use super::writer::Top;
 
@@ -119,9 +120,17 @@ impl<S: Storage> Top<'_, S> {
         self.layer.header.get().incompatible.contains(Incompatible::DIRTY)
     }
 
+    /// Whether these options let refcounts be written late.
+    pub(super) fn may_be_lazy(&self, options: &WriteOptions) -> bool {
+        let header = self.layer.header.get();
+        let asked = options.lazy_refcounts;
+        header.version == Version::V3
+            && asked.unwrap_or_else(|| header.compatible.contains(Compatible::LAZY_REFCOUNTS))
+    }
+
     /// Sets the dirty bit before the first change that leaves refcounts behind, if refcounts may be written late.
     pub(super) async fn mark_dirty(&self) -> Result<()> {
-        if self.may_be_lazy() { self.set_dirty().await } else { Ok(()) }
+        if self.may_be_lazy(&self.options()) { self.set_dirty().await } else { Ok(()) }
     }
 
     /// Sets the dirty bit, durably. Version 2 has none.
@@ -134,17 +143,6 @@ impl<S: Storage> Top<'_, S> {
         })
         .await?;
         self.barrier().await
-    }
-
-    /// Whether the options or the header allow that refcounts are written late.
-    pub(super) fn may_be_lazy(&self) -> bool {
-        let header = self.layer.header.get();
-        header.version == Version::V3
-            && self
-                .writer
-                .options
-                .lazy_refcounts
-                .unwrap_or_else(|| header.compatible.contains(Compatible::LAZY_REFCOUNTS))
     }
 
     /// Clears the dirty bit, when all refcounts are durable. For those who have the commit's lock.

@@ -50,6 +50,12 @@ impl Inflated {
         }
     }
 
+    /// Forgets all clusters.
+    pub(crate) fn clear(&self) {
+        let old = std::mem::take(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(old);
+    }
+
     /// Keeps `cluster`, whose stream is at `host`, and lets go of the oldest.
     pub(crate) fn keep(&self, host: HostOffset, cluster: Arc<Buf>) {
         if self.clusters_max == 0 {

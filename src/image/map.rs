@@ -115,7 +115,7 @@ impl<S: Storage> Extents<'_, S> {
     /// # Cancel safety
     /// Nothing is lost: the next call goes on where this one began.
     pub async fn next(&mut self) -> Result<Option<Extent>> {
-        let _request = self.image.requests.enter()?;
+        let _request = self.image.requests.enter().await?;
         let (mut extent, mut offset) = match self.ahead {
             Some(extent) => (extent, self.offset),
             None if self.offset >= self.end => return Ok(None),

@@ -45,6 +45,14 @@ impl<S: Storage> Metadata<S> {
         self.len.load(Ordering::Acquire)
     }
 
+    /// Looks how long the file is now.
+    pub(crate) async fn look_at_len(&self) -> Result<()> {
+        let len =
+            self.storage.len().await.map_err(|error| Error::storage("length", 0, 0, error))?;
+        self.cut_to(len);
+        Ok(())
+    }
+
     /// Notes that the file has at least `len` bytes now.
     pub(crate) fn grow_to(&self, len: u64) {
         // Most changes are within the file.

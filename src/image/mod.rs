@@ -16,6 +16,7 @@
 //!
 //! This module must not know runtimes, files, clocks, threads or randomness.
 
+mod access;
 mod alloc;
 mod amend;
 mod backing_name;
@@ -52,6 +53,7 @@ mod ownership;
 mod published;
 mod read;
 mod rebase;
+mod reconfigure;
 mod refcount;
 mod refcount_slices;
 mod refcount_table;
@@ -70,11 +72,11 @@ mod zero;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cache::{CacheStatistics, CleanerControl};
+use crate::cache::{CacheOptions, CacheStatistics, CleanerControl};
 use crate::error::{Error, Result};
 use crate::format::{Geometry, Header, Snapshot};
 use crate::storage::Storage;
-use crate::sync::Ordering;
+use crate::sync::{AsyncMutex, Mutex, OnceCell, Ordering};
 use crate::workers::Workers;
 
 pub use amend::AmendOptions;
@@ -91,8 +93,10 @@ pub use options::{
 };
 pub use overlap::OverlapChecks;
 pub use rebase::Rebase;
+pub use reconfigure::Settings;
 pub use snapshot::NewSnapshot;
 
+use access::Access;
 use layer::{Body, Layer};
 use requests::Requests;
 use writer::{NOT_GROWING, Writer};
@@ -105,9 +109,17 @@ pub struct Image<S> {
     /// Never empty; the image itself is first.
     layers: Vec<Layer<S>>,
     requests: Requests,
-    /// What an image has that is open for writing.
-    writer: Option<Writer>,
+    /// Whether and how the image is written to.
+    access: Access,
+    /// What an image has that is open for writing, or was.
+    writer: OnceCell<Writer>,
     cleaner: CleanerControl,
+    /// The options that the caches have now.
+    cache_options: Mutex<CacheOptions>,
+    /// Held by whoever changes the settings or closes the image. Nothing that a request or a chore waits for.
+    reconfiguring: AsyncMutex<()>,
+    /// It shows a snapshot, which is not written to.
+    is_at_snapshot: bool,
     workers: Option<Arc<dyn Workers>>,
     /// How many pieces of a request are in flight together.
     pieces_in_flight: usize,
@@ -145,7 +157,7 @@ impl<S: Storage> Image<S> {
     /// The size of the disk in bytes: of the snapshot, if one is open.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
-        let growing = self.writer.as_ref().map(|writer| &writer.size_while_growing);
+        let growing = self.writer.get().map(|writer| &writer.size_while_growing);
         match growing.map(|size| size.load(Ordering::Acquire)) {
             None | Some(NOT_GROWING) => self.layers[0].virtual_size(),
             Some(size) => size,

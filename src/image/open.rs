@@ -10,9 +10,10 @@ use crate::error::{Corrupt, CorruptKind, Error, Result, Structure, Unsupported, 
 use crate::format::limits::SNAPSHOT_TABLE_LEN_BYTES_MAX;
 use crate::format::{Header, HostOffset, Parsed, Snapshot};
 use crate::storage::{Blocks, Storage};
-use crate::sync::AtomicU64;
+use crate::sync::{AsyncMutex, AtomicU64, Mutex, OnceCell};
 
 use super::Image;
+use super::access::Access;
 #[cfg(feature = "write")]
 use super::check::make_writable;
 use super::codec::Codec;
@@ -106,6 +107,9 @@ impl<S: Storage> Image<S> {
                         make_writable(&source.storage).await?;
                     }
                     let mut layer = Qcow2Layer::open(source.storage, depth, &options).await?;
+                    if let (0, Some(write)) = (depth, &options.write) {
+                        write.must_suit(layer.header.get().version)?;
+                    }
                     layer.open_data_file(gate, &location, depth, &identities, &options).await?;
                     let header = layer.header.get();
                     if let Some(name) = &header.backing_file {
@@ -147,7 +151,11 @@ impl<S: Storage> Image<S> {
             cleaner: CleanerControl::new(caches.flatten(), interval),
             layers,
             requests: Requests::default(),
-            writer: options.write.map(Writer::new),
+            is_at_snapshot: options.snapshot.is_some(),
+            access: Access::new(options.write),
+            writer: options.write.map_or_else(OnceCell::new, |_| OnceCell::from(Writer::new())),
+            cache_options: Mutex::new(options.cache),
+            reconfiguring: AsyncMutex::default(),
             pieces_in_flight: inflating.max(usize::try_from(in_flight).unwrap_or(1)),
             workers: options.workers,
         };
@@ -168,28 +176,11 @@ impl<S: Storage> Qcow2Layer<S> {
     /// Opens the image in `storage`: everything but what it refers to. Only the top layer can be opened at a snapshot.
     async fn open(storage: S, depth: usize, options: &OpenOptions) -> Result<Self> {
         let metadata = Metadata::new(storage).await?;
-        let probe = metadata.load_some(0, Header::PROBE_LEN as u64).await?;
-        let header_len = Header::probe_len(&probe)? as u64;
-        let first = metadata.load_some(0, header_len).await?;
-        let header = Header::parse(&first, metadata.file_len())?;
+        let selector = options.snapshot.as_ref().filter(|_| depth == 0);
+        let structures = Structures::load(&metadata, selector).await?;
+        let Structures { header, snapshots, l1, l1_table, virtual_size } = structures;
         let geometry = header.geometry();
         let context = header.l2_context();
-        let snapshots = load_snapshots(&metadata, &header).await?;
-
-        let mut structure = Structure::L1Table;
-        let mut l1_table = header.l1_table_offset;
-        let mut l1_entries = u64::from(header.l1_entries);
-        // Sectors of 512 bytes are the unit in which a guest sees a disk.
-        let mut virtual_size = header.size / 512 * 512;
-        if let (0, Some(selector)) = (depth, &options.snapshot) {
-            let (index, snapshot) = select(&snapshots, selector)?;
-            snapshot.validate_l1_table(index, header.snapshot_table_offset, &geometry)?;
-            structure = Structure::SnapshotL1Table;
-            l1_table = snapshot.l1_table_offset;
-            l1_entries = u64::from(snapshot.l1_entries);
-            virtual_size = snapshot.disk_size.unwrap_or(virtual_size) / 512 * 512;
-        }
-        let l1 = load_l1(&metadata, structure, l1_table, l1_entries).await?;
 
         let sizes = options.cache.resolve(&geometry, virtual_size)?;
         let cluster_size = geometry.cluster_size();
@@ -203,10 +194,14 @@ impl<S: Storage> Qcow2Layer<S> {
             data_blocks: Blocks::new(metadata.storage().limits()),
             context,
             snapshots: Published::new(snapshots),
-            l1,
+            l1: L1::new(l1.into_iter()),
             l1_table: AtomicU64::new(l1_table.get()),
             size: AtomicU64::new(virtual_size),
-            l2_cache: Arc::new(TableCache::new(sizes.l2_bytes, sizes.l2_entry_bytes)),
+            l2_cache: Arc::new(TableCache::new_to_grow(
+                sizes.l2_bytes,
+                sizes.l2_entry_bytes,
+                sizes.l2_bytes_default,
+            )),
             refcount_cache: Arc::new(TableCache::new(
                 sizes.refcount_bytes,
                 sizes.refcount_entry_bytes,
@@ -253,17 +248,58 @@ impl<S: Storage> Qcow2Layer<S> {
     }
 }
 
+/// What of an image is in memory as long as it is open.
+pub(super) struct Structures {
+    pub(super) header: Header,
+    pub(super) snapshots: Vec<Snapshot>,
+    /// The entries of the L1 table of the state that is to be open.
+    pub(super) l1: Vec<u64>,
+    pub(super) l1_table: HostOffset,
+    /// In bytes.
+    pub(super) virtual_size: u64,
+}
+
+impl Structures {
+    /// Loads them, of the active state or of a snapshot.
+    pub(super) async fn load<S: Storage>(
+        metadata: &Metadata<S>,
+        selector: Option<&SnapshotSelector>,
+    ) -> Result<Self> {
+        let probe = metadata.load_some(0, Header::PROBE_LEN as u64).await?;
+        let header_len = Header::probe_len(&probe)? as u64;
+        let first = metadata.load_some(0, header_len).await?;
+        let header = Header::parse(&first, metadata.file_len())?;
+        let snapshots = load_snapshots(metadata, &header).await?;
+
+        let mut structure = Structure::L1Table;
+        let mut l1_table = header.l1_table_offset;
+        let mut l1_entries = u64::from(header.l1_entries);
+        // Sectors of 512 bytes are the unit in which a guest sees a disk.
+        let mut virtual_size = header.size / 512 * 512;
+        if let Some(selector) = selector {
+            let (index, snapshot) = select(&snapshots, selector)?;
+            snapshot.validate_l1_table(index, header.snapshot_table_offset, &header.geometry())?;
+            structure = Structure::SnapshotL1Table;
+            l1_table = snapshot.l1_table_offset;
+            l1_entries = u64::from(snapshot.l1_entries);
+            virtual_size = snapshot.disk_size.unwrap_or(virtual_size) / 512 * 512;
+        }
+        let l1 = load_l1(metadata, structure, l1_table, l1_entries).await?;
+        Ok(Self { header, snapshots, l1, l1_table, virtual_size })
+    }
+}
+
 async fn load_l1<S: Storage>(
     metadata: &Metadata<S>,
     structure: Structure,
     table: HostOffset,
     entries: u64,
-) -> Result<L1> {
+) -> Result<Vec<u64>> {
     let bytes = metadata.load(structure, table.get(), entries * 8).await?;
     // OK to unwrap: the chunks have eight bytes.
     #[allow(clippy::unwrap_used)]
     let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
-    Ok(L1::new(bytes.chunks_exact(8).map(entry)))
+    Ok(bytes.chunks_exact(8).map(entry).collect())
 }
 
 /// Reads the snapshot table. Its length is only known when it has been parsed, so more is read until it is whole.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::cache::CacheOptions;
+use crate::error::{Error, Result};
+use crate::format::Version;
 use crate::workers::Workers;
 
 use super::overlap::OverlapChecks;
@@ -30,7 +32,7 @@ pub enum References {
 }
 
 /// How an image is written to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WriteOptions {
     /// `pass-discard-request`: clusters that the guest discards give up their space in the file. Default: yes.
@@ -47,6 +49,28 @@ pub struct WriteOptions {
     pub lazy_refcounts: Option<bool>,
     /// Every change is durable before it returns.
     pub write_through: bool,
+}
+
+impl WriteOptions {
+    /// Asks whether an image of this version can be written to so.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with QEMU's words, if it cannot.
+    pub(super) fn must_suit(&self, version: Version) -> Result<()> {
+        if version != Version::V2 {
+            Ok(())
+        } else if self.lazy_refcounts == Some(true) {
+            Err(Error::InvalidArgument(
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
+                    .into(),
+            ))
+        } else if self.discard_no_unref {
+            let text = "discard-no-unref is only supported since qcow2 version 3";
+            Err(Error::InvalidArgument(text.into()))
+        } else {
+            Ok(())
+        }
+    }
 }
 
 impl Default for WriteOptions {

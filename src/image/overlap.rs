@@ -94,6 +94,16 @@ impl OverlapChecks {
         ("all", Self::ALL),
     ];
 
+    /// The checks as bits.
+    pub(super) const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// The checks with these bits.
+    pub(super) const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Returns whether all of these are looked at.
     #[must_use]
     pub const fn contains(self, checks: Self) -> bool {

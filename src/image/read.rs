@@ -51,7 +51,7 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Dropping the future has no effect on the image.
     pub async fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         self.range_end(offset, buf.len() as u64)?;
         self.read_range(buf, offset).await
     }
@@ -65,7 +65,7 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Dropping the future has no effect on the image.
     pub async fn read_host(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         let (storage, len) = match &self.layers[0].body {
             Body::Qcow2(layer) => (layer.metadata.storage(), layer.metadata.file_len()),
             Body::Raw(layer) => (&layer.storage, layer.len()),
@@ -88,7 +88,7 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Dropping the future has no effect on the image.
     pub async fn read_vm_state_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         let want = buf.len() as u64;
         let Body::Qcow2(layer) = &self.layers[0].body else {
             return Err(Error::out_of_bounds(offset, want, 0));

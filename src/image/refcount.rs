@@ -30,7 +30,7 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub async fn layer_refcount(&self, depth: usize, offset: HostOffset) -> Result<Option<u64>> {
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         #[cfg(feature = "write")]
         if let (0, Some(top)) = (depth, self.top())
             && top.writer.is_prepared()

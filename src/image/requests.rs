@@ -10,10 +10,18 @@
 //!
 //! | bits | meaning |
 //! |---|---|
-//! | 0 - 30 | requests of even epochs |
-//! | 31 - 61 | requests of odd epochs |
-//! | 62 | the epoch is odd |
+//! | 0 - 29 | requests of even epochs |
+//! | 30 - 59 | requests of odd epochs |
+//! | 60 | the epoch is odd |
+//! | 62 | paused |
 //! | 63 | closed |
+//!
+//! # Pauses
+//!
+//! Whoever has to be alone on the image pauses it ([`Requests::pause`]): those who come wait, those who are inside leave.
+//! An operation that consists of several requests holds a [`Chore`] from its begin to its end, and its requests enter by that
+//! ([`Requests::enter_by`]): it is waited for as a whole, by a pause and by the close, and waits for nobody in its midst. Who
+//! holds a chore or a request must not ask for another one by the other ways: they would wait for each other.
 //!
 //! A write that was dropped while the storage worked on it holds its epoch on, until a flush has shown that it will not land
 //! any more: see [`Request::hold`].
@@ -21,9 +29,10 @@
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, AtomicUsize, Event, Ordering};
 
-const COUNT_BITS: u32 = 31;
+const COUNT_BITS: u32 = 30;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-const ODD: u64 = 1 << 62;
+const ODD: u64 = 1 << 60;
+const PAUSED: u64 = 1 << 62;
 const CLOSED: u64 = 1 << 63;
 
 /// Counts requests in flight and refuses them after the close.
@@ -34,9 +43,10 @@ pub(crate) struct Requests {
     epoch: AtomicU64,
     /// Dropped writes that hold even and odd epochs on.
     held: [AtomicU64; 2],
-    /// Those who work on the image without belonging to an epoch: flushes.
+    /// Those who work on the image without belonging to an epoch: flushes, and operations of several requests.
     chores: AtomicUsize,
     drained: Event,
+    resumed: Event,
 }
 
 /// A request in flight; dropping it ends it.
@@ -50,6 +60,10 @@ pub(crate) struct Request<'a> {
 #[derive(Debug)]
 pub(crate) struct Chore<'a>(&'a Requests);
 
+/// A pause, in which nobody is inside; dropping it lets those in who wait.
+#[derive(Debug)]
+pub(crate) struct Paused<'a>(&'a Requests);
+
 /// Which kind of epoch a dropped write holds on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
@@ -57,16 +71,39 @@ pub(crate) struct Held {
 }
 
 impl Requests {
-    /// Lets a request in.
+    /// Lets a request in, behind a pause.
     ///
     /// # Errors
     /// [`Error::Closed`] after [`Self::close`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
     #[inline]
-    pub(crate) fn enter(&self) -> Result<Request<'_>> {
+    pub(crate) async fn enter(&self) -> Result<Request<'_>> {
+        loop {
+            if let Some(request) = self.try_enter(CLOSED | PAUSED) {
+                return Ok(request);
+            }
+            self.resumed().await?;
+        }
+    }
+
+    /// Lets a request of a chore in, whatever has begun since the chore.
+    #[inline]
+    pub(crate) fn enter_by<'a>(&'a self, _chore: &Chore<'_>) -> Request<'a> {
+        loop {
+            if let Some(request) = self.try_enter(0) {
+                return request;
+            }
+        }
+    }
+
+    #[inline]
+    fn try_enter(&self, unless: u64) -> Option<Request<'_>> {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            if state & CLOSED != 0 {
-                return Err(Error::Closed);
+            if state & unless != 0 {
+                return None;
             }
             let odd = state & ODD != 0;
             // A count can not overflow: every request in flight holds memory.
@@ -76,20 +113,69 @@ impl Requests {
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Ok(Request { requests: self, odd }),
+                Ok(_) => return Some(Request { requests: self, odd }),
                 Err(now) => state = now,
             }
         }
     }
 
-    /// Lets somebody in who must be done before the image is closed and who uses no mapping.
+    /// Lets somebody in, behind a pause, who must be done before the image is closed or paused and who uses no mapping, or
+    /// only by requests of its own.
     ///
     /// # Errors
     /// [`Error::Closed`] after [`Self::close`].
-    pub(crate) fn enter_chore(&self) -> Result<Chore<'_>> {
-        self.chores.fetch_add(1, Ordering::SeqCst);
-        let chore = Chore(self);
-        if self.state.load(Ordering::SeqCst) & CLOSED == 0 { Ok(chore) } else { Err(Error::Closed) }
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    #[inline]
+    pub(crate) async fn enter_chore(&self) -> Result<Chore<'_>> {
+        loop {
+            self.chores.fetch_add(1, Ordering::SeqCst);
+            let chore = Chore(self);
+            if self.state.load(Ordering::SeqCst) & (CLOSED | PAUSED) == 0 {
+                return Ok(chore);
+            }
+            drop(chore);
+            self.resumed().await?;
+        }
+    }
+
+    /// Waits until there is no pause.
+    #[cold]
+    async fn resumed(&self) -> Result<()> {
+        loop {
+            let listener = self.resumed.listen();
+            // Looked at after listening: it may have ended in between.
+            match self.state.load(Ordering::SeqCst) {
+                state if state & CLOSED != 0 => return Err(Error::Closed),
+                state if state & PAUSED == 0 => return Ok(()),
+                _ => listener.await,
+            }
+        }
+    }
+
+    /// Lets nobody in any more and waits until everybody has left. One caller at a time.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] after [`Self::close`], or if that comes meanwhile.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets everybody in again.
+    pub(crate) async fn pause(&self) -> Result<Paused<'_>> {
+        self.state.fetch_or(PAUSED, Ordering::SeqCst);
+        let paused = Paused(self);
+        loop {
+            let listener = self.drained.listen();
+            let state = self.state.load(Ordering::SeqCst);
+            if state & CLOSED != 0 {
+                return Err(Error::Closed);
+            }
+            if is_empty(state) && self.chores.load(Ordering::SeqCst) == 0 {
+                return Ok(paused);
+            }
+            // Cancel: the drop of `paused` ends the pause.
+            listener.await;
+        }
     }
 
     /// Refuses requests from now on and waits until the last one has left. Any number of callers may wait.
@@ -98,6 +184,8 @@ impl Requests {
     /// The image stays closed; a later call waits again.
     pub(crate) async fn close(&self) {
         self.state.fetch_or(CLOSED, Ordering::SeqCst);
+        self.resumed.notify(usize::MAX);
+        self.drained.notify(usize::MAX);
         loop {
             if self.is_drained() {
                 return;
@@ -112,8 +200,7 @@ impl Requests {
     }
 
     fn is_drained(&self) -> bool {
-        self.state.load(Ordering::SeqCst) & !ODD == CLOSED
-            && self.chores.load(Ordering::SeqCst) == 0
+        is_empty(self.state.load(Ordering::SeqCst)) && self.chores.load(Ordering::SeqCst) == 0
     }
 
     /// The epoch now: what is unmapped now can be used by nobody once [`Self::advance`] has returned this plus 2.
@@ -146,7 +233,7 @@ impl Requests {
 
     fn leave(&self, odd: bool) {
         let before = self.state.fetch_sub(one(odd), Ordering::AcqRel);
-        if (before - one(odd)) & !ODD == CLOSED {
+        if before & (CLOSED | PAUSED) != 0 && is_empty(before - one(odd)) {
             self.drained.notify(usize::MAX);
         }
     }
@@ -169,8 +256,22 @@ impl Drop for Request<'_> {
 impl Drop for Chore<'_> {
     fn drop(&mut self) {
         self.0.chores.fetch_sub(1, Ordering::SeqCst);
-        self.0.drained.notify(usize::MAX);
+        if self.0.state.load(Ordering::SeqCst) & (CLOSED | PAUSED) != 0 {
+            self.0.drained.notify(usize::MAX);
+        }
     }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.state.fetch_and(!PAUSED, Ordering::SeqCst);
+        self.0.resumed.notify(usize::MAX);
+    }
+}
+
+/// Whether no request is in flight.
+const fn is_empty(state: u64) -> bool {
+    state & (COUNT_MASK | COUNT_MASK << COUNT_BITS) == 0
 }
 
 /// One request of an even or an odd epoch.
@@ -181,38 +282,106 @@ const fn one(odd: bool) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Requests;
+    use super::{Chore, Request, Requests};
+    use crate::error::Result;
     use futures::{FutureExt, pin_mut, poll};
+
+    fn enter(requests: &Requests) -> Result<Request<'_>> {
+        requests.enter().now_or_never().unwrap()
+    }
+
+    fn enter_chore(requests: &Requests) -> Result<Chore<'_>> {
+        requests.enter_chore().now_or_never().unwrap()
+    }
 
     #[test]
     fn close_waits_for_the_last_request_and_refuses_the_next() {
         let requests = Requests::default();
-        let (a, b) = (requests.enter().unwrap(), requests.enter().unwrap());
-        let chore = requests.enter_chore().unwrap();
+        let (a, b) = (enter(&requests).unwrap(), enter(&requests).unwrap());
+        let chore = enter_chore(&requests).unwrap();
         futures::executor::block_on(async {
             let close = requests.close();
             pin_mut!(close);
             assert!(poll!(&mut close).is_pending());
-            assert!(requests.enter().is_err());
-            assert!(requests.enter_chore().is_err());
+            assert!(enter(&requests).is_err());
+            assert!(enter_chore(&requests).is_err());
             drop(a);
             assert!(poll!(&mut close).is_pending());
             drop(b);
             assert!(poll!(&mut close).is_pending());
+            drop(requests.enter_by(&chore));
             drop(chore);
             assert!(poll!(&mut close).is_ready());
         });
         assert!(requests.close().now_or_never().is_some());
-        assert!(requests.enter().is_err());
+        assert!(enter(&requests).is_err());
+    }
+
+    #[test]
+    fn a_pause_waits_for_those_inside_and_makes_the_others_wait() {
+        let requests = Requests::default();
+        let (request, chore) = (enter(&requests).unwrap(), enter_chore(&requests).unwrap());
+        futures::executor::block_on(async {
+            let pause = requests.pause();
+            pin_mut!(pause);
+            assert!(poll!(&mut pause).is_pending());
+            let (next, next_chore) = (requests.enter(), requests.enter_chore());
+            pin_mut!(next, next_chore);
+            assert!(poll!(&mut next).is_pending() && poll!(&mut next_chore).is_pending());
+            drop(request);
+            assert!(poll!(&mut pause).is_pending());
+            let by = requests.enter_by(&chore);
+            drop(chore);
+            assert!(poll!(&mut pause).is_pending(), "its request is inside");
+            drop(by);
+            let paused = pause.await.unwrap();
+            assert!(poll!(&mut next).is_pending() && poll!(&mut next_chore).is_pending());
+            drop(paused);
+            assert!(next.await.is_ok() && next_chore.await.is_ok());
+        });
+    }
+
+    #[test]
+    fn a_pause_that_is_given_up_lets_everybody_in() {
+        let requests = Requests::default();
+        let inside = enter(&requests).unwrap();
+        assert!(requests.pause().now_or_never().is_none());
+        assert!(enter(&requests).is_ok());
+        drop(inside);
+    }
+
+    #[test]
+    fn a_close_ends_those_who_wait_for_the_end_of_a_pause_and_the_wait_for_one() {
+        let requests = Requests::default();
+        futures::executor::block_on(async {
+            let paused = requests.pause().await.unwrap();
+            let next = requests.enter();
+            pin_mut!(next);
+            assert!(poll!(&mut next).is_pending());
+            assert!(requests.close().now_or_never().is_some(), "nobody is inside");
+            assert!(next.await.is_err());
+            drop(paused);
+            assert!(requests.pause().await.is_err());
+        });
+        let requests = Requests::default();
+        let inside = enter(&requests).unwrap();
+        futures::executor::block_on(async {
+            let pause = requests.pause();
+            pin_mut!(pause);
+            assert!(poll!(&mut pause).is_pending());
+            assert!(requests.close().now_or_never().is_none());
+            assert!(pause.await.is_err());
+            drop(inside);
+        });
     }
 
     #[test]
     fn two_epochs_pass_only_when_all_earlier_requests_have_left() {
         let requests = Requests::default();
-        let old = requests.enter().unwrap();
+        let old = enter(&requests).unwrap();
         let unmapped = requests.epoch();
         assert_eq!(requests.advance(), unmapped + 1);
-        let new = requests.enter().unwrap();
+        let new = enter(&requests).unwrap();
         assert_eq!(requests.advance(), unmapped + 1, "an old request is left");
         let held = old.hold();
         drop(old);

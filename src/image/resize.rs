@@ -12,6 +12,7 @@ use super::free::{Free, FreeReason};
 use super::layer::{Below, RawLayer, RunKind};
 use super::options::{Preallocation, ResizeOptions, ZeroMode};
 use super::ownership::Owner;
+use super::requests::{Chore, Request};
 use super::settling::File;
 use super::writer::{NOT_GROWING, Target, Top};
 
@@ -38,7 +39,8 @@ impl<S: Storage> Image<S> {
                 "Use the --shrink option to perform a shrink operation.".into(),
             ));
         }
-        let change = self.begin_change().await?;
+        let op = self.requests.enter_chore().await?;
+        let change = self.begin_change(&op).await?;
         let is_qcow2 = matches!(change.target, Target::Qcow2(_));
         if let Target::Raw(layer) = &change.target {
             return layer.resize(size, options.preallocation).await;
@@ -47,33 +49,44 @@ impl<S: Storage> Image<S> {
         if is_qcow2 && size < old {
             self.shrink(size).await?;
         } else if size > old {
-            self.grow(old, size, options.preallocation).await?;
+            self.grow(&op, old, size, options.preallocation).await?;
         }
-        self.flush().await
+        self.flush_by(&op).await
     }
 
-    async fn grow(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
+    async fn grow(
+        &self,
+        op: &Chore<'_>,
+        old: u64,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
         let Some(top) = self.top() else { return Ok(()) };
         top.may_resize()?;
         let growth = {
             let _alone = top.writer.turnstile.alone().await;
-            let _chore = self.requests.enter_chore()?;
             // A VM state that no snapshot has would become the disk's.
             top.cut_vm_state().await?;
             top.prepare_bitmaps_for_size(size).await?;
             top.grow_l1(size).await?;
             Growth::begin(top, old, size)
         };
-        self.fill_growth(top, old, size, preallocation).await?;
-        self.flush().await?;
+        self.fill_growth(op, top, old, size, preallocation).await?;
+        self.flush_by(op).await?;
         // The header comes last: a disk that has the new size on disk reads as zeros there.
         top.set_size(size).await?;
         growth.end();
+        // The cache grows with its tables, as in QEMU.
+        let sizes = self.cache_options.lock().resolve(&top.layer.geometry, size);
+        if let Ok(sizes) = sizes {
+            top.layer.l2_cache.grow(sizes.l2_bytes);
+        }
         Ok(())
     }
 
     async fn fill_growth(
         &self,
+        op: &Chore<'_>,
         top: Top<'_, S>,
         old: u64,
         size: u64,
@@ -87,13 +100,13 @@ impl<S: Storage> Image<S> {
         if zero_end > old && (below > old || top.is_allocated(old).await?) {
             let mut at = old;
             while at < zero_end {
-                let change = self.begin_change().await?;
+                let change = self.begin_change(op).await?;
                 let Target::Qcow2(top) = &change.target else { return Ok(()) };
                 at += top.zero_step(&change.request, at..zero_end, ZeroMode::KeepSpace).await?;
             }
         }
         if preallocation != Preallocation::Off {
-            self.preallocate(old, size, preallocation).await?;
+            self.preallocate(op, old, size, preallocation).await?;
         }
         Ok(())
     }
@@ -112,7 +125,6 @@ impl<S: Storage> Image<S> {
         let Some(top) = self.top() else { return Ok(()) };
         top.may_resize()?;
         let _alone = top.writer.turnstile.alone().await;
-        let _chore = self.requests.enter_chore()?;
         top.prepare_bitmaps_for_size(size).await?;
         top.cut(size).await?;
         top.commit().await?;
@@ -124,10 +136,16 @@ impl<S: Storage> Image<S> {
     }
 
     /// Maps every cluster between `start` and `end` that is not mapped.
-    async fn preallocate(&self, start: u64, end: u64, mode: Preallocation) -> Result<()> {
+    async fn preallocate(
+        &self,
+        op: &Chore<'_>,
+        start: u64,
+        end: u64,
+        mode: Preallocation,
+    ) -> Result<()> {
         let mut at = start;
         while at < end {
-            let change = self.begin_change().await?;
+            let change = self.begin_change(op).await?;
             let Target::Qcow2(top) = &change.target else { return Ok(()) };
             at = top.preallocate_step(&change.request, at, end, mode).await?;
         }
@@ -357,7 +375,7 @@ impl<S: Storage> Top<'_, S> {
     /// Maps clusters from guest offset `at` on, at most up to `end`, that have none, and returns how far it came.
     async fn preallocate_step(
         &self,
-        request: &super::requests::Request<'_>,
+        request: &Request<'_>,
         at: u64,
         end: u64,
         mode: Preallocation,

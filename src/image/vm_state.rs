@@ -19,9 +19,10 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// As [`Self::write_at`].
     pub async fn write_vm_state_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        let op = self.requests.enter_chore().await?;
         let mut done = 0;
         while done < data.len() {
-            let change = self.begin_change().await?;
+            let change = self.begin_change(&op).await?;
             let Target::Qcow2(top) = &change.target else {
                 return Err(Error::InvalidArgument("a raw image has no VM state".into()));
             };
@@ -37,7 +38,7 @@ impl<S: Storage> Image<S> {
             if entries > top.layer.l1.len() as u64 {
                 top.l1_len(entries)?;
                 drop(change);
-                let alone = self.begin_alone("no VM state").await?;
+                let alone = self.begin_alone_by(&op, "no VM state").await?;
                 // Cancel: the table is as long as it was, or as it must be.
                 alone.top.grow_l1_to(entries).await?;
                 continue;
@@ -45,6 +46,6 @@ impl<S: Storage> Image<S> {
             let at = start + offset + done as u64;
             done += top.write_step(&change.request, &data[done..], at).await?;
         }
-        self.write_through().await
+        self.write_through(&op).await
     }
 }

@@ -17,7 +17,7 @@ use super::free::FreeReason;
 use super::layer::{Below, DataFile, RawLayer};
 use super::mutant::{self, Mutant};
 use super::ownership::Owner;
-use super::requests::Request;
+use super::requests::{Chore, Request};
 use super::scratch::ScratchBuf;
 use super::settling::File;
 use super::writer::{Change, Target, Top};
@@ -37,9 +37,10 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// A dropped write may have any effect on its own range until the next flush returns, and none elsewhere.
     pub async fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        let op = self.requests.enter_chore().await?;
         let mut done = 0;
         loop {
-            let change = self.begin_change().await?;
+            let change = self.begin_change(&op).await?;
             let end = self.range_end(offset, data.len() as u64)?;
             if done < data.len() {
                 change.mark(offset + done as u64..end);
@@ -49,13 +50,13 @@ impl<S: Storage> Image<S> {
                 break;
             }
         }
-        self.write_through().await
+        self.write_through(&op).await
     }
 
     /// Makes the change that has just been made durable, if each is to be.
-    pub(super) async fn write_through(&self) -> Result<()> {
-        match &self.writer {
-            Some(writer) if writer.options.write_through => self.flush().await,
+    pub(super) async fn write_through(&self, op: &Chore<'_>) -> Result<()> {
+        match self.access.get() {
+            Some(options) if options.write_through => self.flush_by(op).await,
             _ => Ok(()),
         }
     }
@@ -569,7 +570,7 @@ impl<'a, S: Storage> Top<'a, S> {
     pub(super) fn free_in_data_file(&self, clusters: Range<u64>) {
         let layer = self.layer;
         let is_raw = layer.header.get().autoclear.contains(Autoclear::DATA_FILE_RAW);
-        if layer.context.data_file() && !is_raw && self.writer.options.pass_discard_request {
+        if layer.context.data_file() && !is_raw && self.options().pass_discard_request {
             let bits = layer.geometry.cluster_bits();
             let len = (clusters.end - clusters.start) << bits;
             self.free(HostOffset::new(clusters.start << bits), len, FreeReason::DataFile);
@@ -602,7 +603,7 @@ impl<'a, S: Storage> Top<'a, S> {
         }
         let _header = self.writer.header_io.lock().await;
         let range = host.get()..host.get() + 1;
-        let refusal = self.layer.refuse_overlap(self.writer.options.overlap_checks, range).await?;
+        let refusal = self.layer.refuse_overlap(self.options().overlap_checks, range).await?;
         if refusal.marked {
             self.writer.latch(refusal.error.to_string());
         }

@@ -35,7 +35,6 @@ pub(super) const NOT_GROWING: u64 = u64::MAX;
 
 /// The state of an image that is open for writing.
 pub(crate) struct Writer {
-    pub(super) options: WriteOptions,
     /// Held by whoever changes the size of the disk, or the state of it that is active.
     pub(super) structure: AsyncMutex<()>,
     pub(super) turnstile: Turnstile,
@@ -87,9 +86,8 @@ pub(crate) struct HeaderState {
 }
 
 impl Writer {
-    pub(super) fn new(options: WriteOptions) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            options,
             structure: AsyncMutex::default(),
             turnstile: Turnstile::default(),
             bitmaps: AsyncMutex::default(),
@@ -122,6 +120,17 @@ impl Writer {
     /// Whether the first change has been prepared.
     pub(super) fn is_prepared(&self) -> bool {
         self.is_prepared.load(Ordering::Acquire) != 0
+    }
+
+    /// Forgets what the first change has prepared: others may write to the image before the next one. Nobody may be in.
+    pub(super) fn unprepare(&self) {
+        self.is_prepared.store(0, Ordering::Release);
+        // What could not be released is leaked, as by a close.
+        *self.frees.lock() = Frees::default();
+        self.many_frees.store(0, Ordering::Release);
+        if let Some(mut prepared) = self.prepared.try_lock() {
+            *prepared = false;
+        }
     }
 
     /// Notes what is known of the clusters before the first change.
@@ -187,7 +196,8 @@ pub(crate) struct Change<'a, S> {
 /// A change of the image's structure, which is in alone; dropping it lets the others in.
 pub(crate) struct AloneChange<'a, S> {
     pub(super) top: Top<'a, S>,
-    _chore: Chore<'a>,
+    /// Unless the operation that it belongs to is held elsewhere.
+    _op: Option<Chore<'a>>,
     _alone: Alone<'a>,
     _structure: AsyncMutexGuard<'a, ()>,
 }
@@ -196,12 +206,10 @@ impl<S: Storage> Image<S> {
     /// The writer, and what it writes to.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`] if the image was not opened for writing.
+    /// [`Error::ReadOnly`] if the image is not open for writing.
     pub(super) fn target(&self) -> Result<(&Writer, Target<'_, S>)> {
-        let writer = self
-            .writer
-            .as_ref()
-            .ok_or_else(|| Error::ReadOnly("it was not opened for writing".into()))?;
+        let writer = self.writer.get().filter(|_| self.access.is_writable());
+        let writer = writer.ok_or_else(|| Error::ReadOnly("it is not open for writing".into()))?;
         // OK to index: an image has a layer.
         let target = match &self.layers[0].body {
             Body::Qcow2(layer) => Target::Qcow2(Top { image: self, layer, writer }),
@@ -218,23 +226,22 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Lets a change in: makes room in the caches first if they are too dirty, as that can wait for nobody in here.
+    /// Lets a change of an operation in: makes room in the caches first if they are too dirty, as that can wait for nobody
+    /// in here.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::Latched`]; whatever preparing the first change meets.
-    pub(super) async fn begin_change(&self) -> Result<Change<'_, S>> {
+    /// [`Error::ReadOnly`], [`Error::Latched`]; whatever preparing the first change meets.
+    pub(super) async fn begin_change(&self, op: &Chore<'_>) -> Result<Change<'_, S>> {
         let (writer, target) = self.target()?;
         self.prepare_change().await?;
         if let Target::Qcow2(top) = &target {
             if top.needs_room() {
-                let _chore = self.requests.enter_chore()?;
                 top.make_room().await?;
             }
             if writer.is_recounting.load(Ordering::Acquire) != 0 {
                 top.finish_recount().await?;
             }
             if writer.tracking.is_full() {
-                let _chore = self.requests.enter_chore()?;
                 top.relieve_tracking().await?;
             }
         }
@@ -246,29 +253,53 @@ impl<S: Storage> Image<S> {
             }
             drop(passing);
             if let Target::Qcow2(top) = &target {
-                let _chore = self.requests.enter_chore()?;
                 top.mark_bitmaps_in_use().await?;
             }
         };
-        let request = self.requests.enter()?;
+        let request = self.requests.enter_by(op);
         Ok(Change { target, request, writer, _passing: passing })
     }
 
-    /// Prepares the first change, if that was not done.
+    /// Prepares the first change, if that was not done, for an operation that is under way.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::Latched`]; whatever preparing the first change meets.
+    /// [`Error::ReadOnly`], [`Error::Latched`]; whatever preparing the first change meets.
     pub(super) async fn prepare_change(&self) -> Result<()> {
         let (writer, target) = self.target()?;
         writer.must_not_be_latched()?;
         if let Target::Qcow2(top) = &target
             && writer.is_prepared.load(Ordering::Acquire) == 0
         {
-            let _chore = self.requests.enter_chore()?;
             top.prepare().await?;
             writer.is_prepared.store(1, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Lets a change of the image's structure in, alone; `raw` says what a raw image has none of.
+    ///
+    /// # Errors
+    /// As [`Self::begin_change`]; [`Error::InvalidArgument`] for raw images.
+    pub(super) async fn begin_alone(&self, raw: &str) -> Result<AloneChange<'_, S>> {
+        let op = self.requests.enter_chore().await?;
+        let change = self.begin_alone_by(&op, raw).await?;
+        Ok(AloneChange { _op: Some(op), ..change })
+    }
+
+    /// As [`Self::begin_alone`], for an operation that is under way.
+    pub(super) async fn begin_alone_by(
+        &self,
+        op: &Chore<'_>,
+        raw: &str,
+    ) -> Result<AloneChange<'_, S>> {
+        drop(self.begin_change(op).await?);
+        let Some(top) = self.top() else {
+            return Err(Error::InvalidArgument(format!("a raw image has {raw}")));
+        };
+        let structure = top.writer.structure.lock().await;
+        let alone = top.writer.turnstile.alone().await;
+        top.writer.must_not_be_latched()?;
+        Ok(AloneChange { top, _op: None, _alone: alone, _structure: structure })
     }
 }
 
@@ -282,25 +313,12 @@ impl<S> Change<'_, S> {
     }
 }
 
-impl<S: Storage> Image<S> {
-    /// Lets a change of the image's structure in, alone; `raw` says what a raw image has none of.
-    ///
-    /// # Errors
-    /// As [`Self::begin_change`]; [`Error::InvalidArgument`] for raw images.
-    pub(super) async fn begin_alone(&self, raw: &str) -> Result<AloneChange<'_, S>> {
-        drop(self.begin_change().await?);
-        let Some(top) = self.top() else {
-            return Err(Error::InvalidArgument(format!("a raw image has {raw}")));
-        };
-        let structure = top.writer.structure.lock().await;
-        let alone = top.writer.turnstile.alone().await;
-        let chore = self.requests.enter_chore()?;
-        top.writer.must_not_be_latched()?;
-        Ok(AloneChange { top, _chore: chore, _alone: alone, _structure: structure })
-    }
-}
-
 impl<S: Storage> Top<'_, S> {
+    /// How the image is written to.
+    pub(super) fn options(&self) -> WriteOptions {
+        self.image.access.get().unwrap_or_default()
+    }
+
     /// Whether so much is dirty, or waits to be free, that it should be written back before more is. A cache that has room
     /// for all tables there are never needs any.
     pub(super) fn needs_room(&self) -> bool {

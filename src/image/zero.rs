@@ -30,9 +30,10 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// As [`Self::write_at`].
     pub async fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        let op = self.requests.enter_chore().await?;
         let mut done = 0;
         loop {
-            let change = self.begin_change().await?;
+            let change = self.begin_change(&op).await?;
             let end = self.range_end(offset, len)?;
             if done < len {
                 let todo = offset + done..end;
@@ -46,7 +47,7 @@ impl<S: Storage> Image<S> {
                 break;
             }
         }
-        self.write_through().await
+        self.write_through(&op).await
     }
 
     /// Says that the guest does not need `len` bytes from `offset` any more. Whole clusters read as zeros afterwards, and
@@ -60,9 +61,10 @@ impl<S: Storage> Image<S> {
     /// # Cancel safety
     /// As [`Self::write_at`].
     pub async fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
+        let op = self.requests.enter_chore().await?;
         let mut done = 0;
         loop {
-            let change = self.begin_change().await?;
+            let change = self.begin_change(&op).await?;
             let end = self.range_end(offset, len)?;
             if done < len {
                 let todo = offset + done..end;
@@ -76,7 +78,7 @@ impl<S: Storage> Image<S> {
                 break;
             }
         }
-        self.write_through().await
+        self.write_through(&op).await
     }
 }
 
@@ -271,7 +273,7 @@ impl<S: Storage> Top<'_, S> {
             return Ok(other(entry, L2Entry::from_raw(entry.descriptor(), bitmap)));
         }
         let has_host = kind.host().is_some() || compressed;
-        let keeps = self.writer.options.discard_no_unref && !compressed;
+        let keeps = self.options().discard_no_unref && !compressed;
         let unmaps = (compressed || (mode == ZeroMode::MayUnmap && has_host)) && !keeps;
         let descriptor = if unmaps { 0 } else { entry.descriptor() };
         let new = if geometry.extended_l2() {
@@ -293,7 +295,7 @@ impl<S: Storage> Top<'_, S> {
             // It reads as zeros as it is.
             return Ok(Becomes::Same);
         }
-        let keeps = has_host && self.writer.options.discard_no_unref && !compressed;
+        let keeps = has_host && self.options().discard_no_unref && !compressed;
         let descriptor = if keeps { entry.descriptor() } else { 0 };
         let new = if geometry.extended_l2() {
             L2Entry::from_raw(descriptor, u64::from(u32::MAX) << 32)

@@ -62,7 +62,9 @@ impl<S: Storage> Image<S> {
         options: &AmendOptions,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<()> {
-        drop(self.begin_change().await?);
+        let op = self.requests.enter_chore().await?;
+        drop(self.begin_change(&op).await?);
+        drop(op);
         let Some(header) = self.header() else { return Err(invalid(RAW)) };
         let old = header.version;
         let new = options.version.unwrap_or(old);

@@ -45,7 +45,7 @@ impl<'a, S: Storage> Top<'a, S> {
         let inactive: u64 = snapshots.iter().map(|it| u64::from(it.l1_entries)).sum();
         let total = active.len() as u64 + inactive;
         let mut done = 0;
-        let request = self.image.requests.enter()?;
+        let request = self.image.requests.enter().await?;
         self.expand_in(&request, &active, &mut done, total, progress).await?;
         for (index, snapshot) in (0..).zip(snapshots.iter()) {
             let table = self.layer.header.get().snapshot_table_offset;

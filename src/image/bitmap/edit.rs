@@ -172,9 +172,9 @@ impl<S: Storage> Image<S> {
     /// Begins a change of the bitmaps: alone, and when all changes of the disk before are durable and in the bitmaps.
     async fn edit(&self) -> Result<Edit<'_, S>> {
         let top = qcow2(self)?;
+        let chore = self.requests.enter_chore().await?;
         self.prepare_change().await?;
         let alone = top.writer.turnstile.alone().await;
-        let chore = self.requests.enter_chore()?;
         let mut bitmaps = top.writer.bitmaps.lock().await;
         let one = top.writer.commit.lock().await;
         top.writer.must_not_be_latched()?;

@@ -136,7 +136,7 @@ impl<S: Storage> DirtyRanges<'_, S> {
     /// Nothing is lost: the next call goes on where this one began.
     pub async fn next(&mut self) -> Result<Option<Range<u64>>> {
         // What the table leads to stays what it is as long as the request is here.
-        let _request = self.image.requests.enter()?;
+        let _request = self.image.requests.enter().await?;
         let Body::Qcow2(layer) = &self.image.layers[0].body else { return Ok(None) };
         let generation = self.image.bitmap_generation();
         if generation != self.generation {
@@ -160,7 +160,7 @@ impl<S: Storage> Image<S> {
     /// Dropping the future has no effect.
     pub async fn bitmap_ranges(&self, name: &[u8]) -> Result<DirtyRanges<'_, S>> {
         let generation = self.bitmap_generation();
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         let Body::Qcow2(layer) = &self.layers[0].body else { return Err(not_found(name)) };
         let cursor = self.bitmap_cursor(layer, name).await?;
         Ok(DirtyRanges { image: self, name: name.to_vec(), cursor, generation })
@@ -183,7 +183,7 @@ impl<S: Storage> Image<S> {
     }
 
     fn bitmap_generation(&self) -> u64 {
-        self.writer.as_ref().map_or(0, |writer| writer.tracking.generation())
+        self.writer.get().map_or(0, |writer| writer.tracking.generation())
     }
 
     async fn bitmap_cursor(&self, layer: &Qcow2Layer<S>, name: &[u8]) -> Result<Cursor> {

@@ -99,7 +99,7 @@ impl<S: Storage> Image<S> {
         // What is checked is what is in the file.
         #[cfg(feature = "write")]
         self.flush().await?;
-        let _request = self.requests.enter()?;
+        let _request = self.requests.enter().await?;
         match &self.layers[0].body {
             Body::Qcow2(layer) => {
                 check(layer.metadata.storage(), &layer.header.get(), options, observer).await

@@ -384,7 +384,7 @@ impl<'a, S: Storage> Top<'a, S> {
         if self.writer.copied_is_stale.load(Ordering::Acquire) != 0 {
             self.mend_copied().await?;
         }
-        if closes || !self.may_be_lazy() {
+        if closes || !self.may_be_lazy(&self.options()) {
             self.mark_clean().await?;
         }
         self.writer.is_recounting.store(0, Ordering::Release);
@@ -399,7 +399,6 @@ impl<'a, S: Storage> Top<'a, S> {
         let Some(_structure) = self.writer.structure.try_lock() else { return Ok(()) };
         // Cancel: it is to be finished by the next one.
         let _alone = self.writer.turnstile.alone().await;
-        let _chore = self.image.requests.enter_chore()?;
         let _one = self.writer.commit.lock().await;
         self.commit_locked().await?;
         self.end_recount(false).await
