@@ -1,6 +1,7 @@
 //! Opening, closing and opening anew, with the options of QEMU's drivers.
 
 use super::Pair;
+use crate::support::qemu;
 
 /// Options, good and bad, of the engine and of the file.
 const OPTIONS: &[&str] = &[
@@ -145,4 +146,60 @@ fn images_are_opened_anew() {
         ],
     );
     pair.same_commands(&["-r", "v2.qcow2"], &["reopen -o l2-cache-size=1M", "length"]);
+}
+
+#[test]
+fn a_temporary_snapshot_takes_what_is_written_and_leaves_the_image_alone() {
+    let pair = images();
+    let before = std::fs::read(pair.ours.path("a.qcow2")).unwrap();
+    let commands = [
+        "read 0 64k",
+        "write -P 5 1000 64k",
+        "read -P 5 1000 64k",
+        "flush",
+        "write -z 4k 4k",
+        "read -P 0 4k 4k",
+        "discard 0 64k",
+        "alloc 0",
+        "length",
+        "reopen -o l2-cache-size=64k",
+        "read -P 5 64k 1000",
+        "close",
+        "open -r a.qcow2",
+        "read -P 5 64k 1000",
+    ];
+    pair.same_commands(&["-s", "a.qcow2"], &commands);
+    pair.same_commands(&["-s", "-f", "raw", "a.qcow2"], &["write -P 5 0 1k", "read -P 5 0 1k"]);
+    pair.same_commands(&["-s", "none"], &["length"]);
+    assert!(std::fs::read(pair.ours.path("a.qcow2")).unwrap() == before);
+}
+
+#[test]
+fn settings_change_while_an_image_is_open() {
+    let pair = images();
+    let commands = [
+        "write -P 7 0 100k",
+        "reopen -o l2-cache-entry-size=512",
+        "read -P 7 0 100k",
+        "reopen -r",
+        "write 0 512",
+        "reopen -w",
+        "write -P 8 0 512",
+        "reopen -o l2-cache-entry-size=3",
+        "reopen -o overlap-check=all",
+        "reopen -o overlap-check.template=foo",
+        "reopen -o cache-clean-interval=0",
+        "reopen -o cache-clean-interval=-1",
+        "reopen -o lazy-refcounts=on",
+        "write -P 9 512 512",
+        "reopen -o lazy-refcounts=off",
+        "reopen -c writeback",
+        "read -P 9 512 512",
+    ];
+    pair.same_commands(&["a.qcow2"], &commands);
+    for folder in [&pair.ours, &pair.theirs] {
+        qemu::run(qemu::qemu_img().arg("check").arg(folder.path("a.qcow2")));
+        let read = ["-r", "-c", "read -P 8 0 512", "-c", "read -P 9 512 512"];
+        qemu::run(qemu::qemu_io().args(read).arg(folder.path("a.qcow2")));
+    }
 }

@@ -185,8 +185,7 @@ fn commands_come_from_standard_input() {
 fn what_qemu_has_and_this_lacks_is_refused() {
     let pair = images();
     for (options, reason) in [
-        (&["-s"][..], "-s (a temporary snapshot) is not supported"),
-        (&["-C"], "-C (copy on read) is not supported"),
+        (&["-C"][..], "-C (copy on read) is not supported"),
         (&["--object", "secret,id=a,data=b"], "--object is not supported"),
         (&["-T", "x"], "--trace is not supported"),
     ] {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use cowshed::Error;
+use cowshed::cache::Cleaner;
 use cowshed::format::{Incompatible, Version};
 use cowshed::image::{Format, WriteOptions, detect};
 use cowshed::rt::SmolTimer;
@@ -75,20 +76,27 @@ impl Opener {
             .direct(flags.direct)
             .caches(settings.caches().map_err(failed)?);
         let write = settings.write(&flags).map_err(failed)?;
-        if !flags.read_only {
-            opening = opening.writable(write.clone());
+        let is_temporary = settings.flags.snapshot;
+        let write_options = (!flags.read_only).then_some(write);
+        if let (Some(write), false) = (write_options, is_temporary) {
+            opening = opening.writable(write);
         }
         let source = opening.source(&file).await?;
-        let format = source.format;
+        let mut format = source.format;
         settings.known(format.name()).map_err(failed)?;
-        let opened = opening.opened(&file, source, None).await?;
+        let is_guessed = is_guess && format == Format::Raw && !is_temporary;
+        let opened = if is_temporary {
+            format = Format::Qcow2;
+            super::snapshot::open(&opening, &file, source, write_options).await?
+        } else {
+            opening.opened(&file, source, None).await?
+        };
         let opened = opened.map_err(|error| failed(open::reason(&error).into()))?;
         if let Err(wrong) = goes_with_version(&opened.image, &write) {
             // What cannot be closed has not been changed.
             let _ = opened.image.close().await;
             return Err(failed(wrong));
         }
-        let is_guessed = is_guess && format == Format::Raw;
         if is_guessed && !flags.read_only {
             warn(&format!(
                 "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically \
@@ -97,12 +105,7 @@ impl Opener {
                 crate::escape::terminal(file.as_encoded_bytes())
             ));
         }
-        if let Some(cleaner) = opened.cleaner {
-            // It ends when the image is closed or dropped. Without a thread the caches keep what they have.
-            let _ = thread::Builder::new()
-                .name("cleaner".to_owned())
-                .spawn(move || open::block_on(cleaner.run(SmolTimer)));
-        }
+        run(opened.cleaner);
         let detect_zeroes = settings.detect_zeroes().map_err(failed)?;
         Ok(Device {
             image: Arc::new(opened.image),
@@ -130,12 +133,57 @@ impl Device {
         &self.settings
     }
 
-    /// Opens it anew with other settings. If that fails, it is open with the old ones again, or not at all if that
-    /// fails too.
+    /// Changes its settings; or, if it is to be read and written around the page cache from now on, or not any more, opens it
+    /// anew. If that fails, it has the old settings, or is not open at all if it cannot be opened with them again.
     ///
     /// # Errors
     /// What is wrong with the new settings.
     pub(super) async fn reopened(
+        self,
+        opener: &Opener,
+        settings: Settings,
+    ) -> (Option<Self>, Result<(), Failure>) {
+        let direct = |settings: &Settings| settings.generic().map(|flags| flags.direct);
+        // What is temporary is in no file that could be opened again.
+        let is_temporary = self.settings.flags.snapshot;
+        if !is_temporary && direct(&settings) != direct(&self.settings) {
+            return self.opened_anew(opener, settings).await;
+        }
+        match self.reconfigured(&settings, opener.persona).await {
+            Ok(changed) => (Some(Self { settings, ..changed(self) }), Ok(())),
+            Err(failure) => (Some(self), Err(failure)),
+        }
+    }
+
+    /// Gives the image other settings; what is returned does the same to the device.
+    async fn reconfigured(
+        &self,
+        settings: &Settings,
+        persona: Persona,
+    ) -> Result<impl FnOnce(Self) -> Self + use<>, Failure> {
+        let failed = |wrong: Wrong| Failure::message(wrong.text).with_hint(wrong.hint);
+        let flags = settings.generic().map_err(failed)?;
+        let detect_zeroes = settings.detect_zeroes().map_err(failed)?;
+        let mut new = self.image.settings();
+        new.cache = settings.caches().map_err(failed)?;
+        let write = settings.write(&flags).map_err(failed)?;
+        new.write = (!flags.read_only).then_some(write);
+        let cleaner = self.image.reconfigure(new).await.map_err(|error| match &error {
+            Error::Open { source, .. } => Failure::message(open::io_reason(source))
+                .with_hint(open::lock_hint(source, persona)),
+            _ => Failure::message(open::reason(&error)),
+        })?;
+        run(cleaner);
+        Ok(move |device| Self {
+            read_only: flags.read_only,
+            unmap: flags.unmap,
+            no_flush: flags.no_flush,
+            detect_zeroes,
+            ..device
+        })
+    }
+
+    async fn opened_anew(
         self,
         opener: &Opener,
         settings: Settings,
@@ -231,6 +279,15 @@ impl Device {
     }
 }
 
+/// Runs a cleaner until the image is closed, dropped or gets another one. Without a thread the caches keep what they have.
+fn run(cleaner: Option<Cleaner>) {
+    if let Some(cleaner) = cleaner {
+        let _ = thread::Builder::new()
+            .name("cleaner".to_owned())
+            .spawn(move || open::block_on(cleaner.run(SmolTimer)));
+    }
+}
+
 /// The name of the file: that of the command line, or that of the settings.
 fn file_name(name: Option<&OsStr>, names: &Names) -> Result<OsString, Wrong> {
     match (name, names.get("file.filename")) {
@@ -252,9 +309,6 @@ fn file_name(name: Option<&OsStr>, names: &Names) -> Result<OsString, Wrong> {
 
 /// Refuses what QEMU has and this command lacks.
 fn refuse(settings: &Settings) -> Result<(), Wrong> {
-    if settings.flags.snapshot {
-        return Err("-s (a temporary snapshot) is not supported".into());
-    }
     if settings.flags.copy_on_read {
         return Err("-C (copy on read) is not supported".into());
     }

@@ -21,6 +21,7 @@ mod report;
 mod resize;
 mod settings;
 mod shell;
+mod snapshot;
 mod write;
 
 use std::ffi::OsString;
@@ -233,7 +234,8 @@ fn usage(persona: Persona) -> String {
          \x20 -U, --force-share    open the image although a program writes to it\n\
          \x20     --image-opts     FILE is a list of options: driver=qcow2,file.filename=NAME\n\
          {allow}\
-         \x20 -s, -C, -T, --object are refused: they are not supported\n\
+         \x20 -s, --snapshot       write to a temporary file, and leave the image as it is\n\
+         \x20 -C, -T, --object are refused: they are not supported\n\
          \x20 -h, --help           print this\n\
          \x20 -V, --version        print the version\n\
          \n\

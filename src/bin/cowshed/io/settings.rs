@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cowshed::cache::CacheOptions;
-use cowshed::image::WriteOptions;
+use cowshed::image::{OverlapChecks, WriteOptions};
 
 use crate::size::{self, SizeError};
 
@@ -205,7 +205,7 @@ impl Settings {
     pub(super) fn write(&self, flags: &Flags) -> Result<WriteOptions, Wrong> {
         let mut write = WriteOptions::default();
         write.lazy_refcounts = self.flag("lazy-refcounts")?;
-        self.overlap_checks()?;
+        write.overlap_checks = self.overlap_checks()?;
         write.pass_discard_request = self.flag("pass-discard-request")?.unwrap_or(flags.unmap);
         write.pass_discard_snapshot = self.flag("pass-discard-snapshot")?.unwrap_or(true);
         write.pass_discard_other = self.flag("pass-discard-other")?.unwrap_or(false);
@@ -311,32 +311,20 @@ impl Settings {
         }
     }
 
-    fn overlap_checks(&self) -> Result<(), Wrong> {
-        let [plain, template] =
-            ["overlap-check", "overlap-check.template"].map(|name| self.names.get(name));
-        if let (Some(plain), Some(template)) = (plain, template)
-            && plain != template
-        {
-            return Err(format!(
-                "Conflicting values for qcow2 options 'overlap-check' ('{plain}') and 'overlap-check.template' \
-                 ('{template}')"
-            )
-            .into());
-        }
-        let checks = plain.or(template).map_or("cached", String::as_str);
-        if !["none", "constant", "cached", "all"].contains(&checks) {
-            return Err(format!(
-                "Unsupported value '{checks}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, \
-                 constant, cached, all"
-            )
-            .into());
-        }
-        for name in QCOW2.iter().filter(|name| name.starts_with("overlap-check.")) {
-            if *name != "overlap-check.template" {
-                self.flag(name)?;
+    fn overlap_checks(&self) -> Result<OverlapChecks, Wrong> {
+        let mut options = Vec::new();
+        for (name, value) in &self.names {
+            match name.as_str() {
+                "overlap-check" | "overlap-check.template" => options.push((&**name, &**value)),
+                _ if name.starts_with("overlap-check.") => {
+                    if let Some(on) = self.flag(name)? {
+                        options.push((&**name, if on { "on" } else { "off" }));
+                    }
+                }
+                _ => {}
             }
         }
-        Ok(())
+        OverlapChecks::parse(options).map_err(|error| crate::open::reason(&error).into())
     }
 }
 
