@@ -123,6 +123,8 @@ pub trait Guest {
     async fn discard(&self, offset: u64, len: u64) -> Result<()>;
     async fn flush(&self) -> Result<()>;
     async fn resize(&self, size: u64) -> Result<()>;
+    /// Gives the image settings that `choice` stands for, maybe read-only ones in between. Everything before is durable then.
+    async fn change_settings(&self, how: How, choice: u64) -> Result<Option<Cleaner>>;
     async fn close(&self) -> Result<()>;
     /// Takes, applies or deletes the snapshot of this name.
     async fn snapshot(&self, act: Act, name: &str) -> Result<()>;
@@ -162,13 +164,8 @@ impl Engine for Cow {
         how: How,
         workers: Option<Arc<dyn Workers>>,
     ) -> Result<(Image<S>, Option<Cleaner>)> {
-        let mut write = WriteOptions::default();
-        write.write_through = how.write_through;
-        write.discard_no_unref = how.discard_no_unref;
-        write.pass_discard_request = how.pass_discard;
-        write.pass_discard_other = how.pass_discard;
         let mut options = OpenOptions::default();
-        options.write = Some(write);
+        options.write = Some(write_options(how));
         options.workers = workers;
         options.cache.cache_clean_interval =
             Some(std::time::Duration::from_millis(how.clean_interval));
@@ -230,7 +227,33 @@ impl Engine for Cow {
     }
 }
 
+fn write_options(how: How) -> WriteOptions {
+    let mut write = WriteOptions::default();
+    write.write_through = how.write_through;
+    write.discard_no_unref = how.discard_no_unref;
+    write.pass_discard_request = how.pass_discard;
+    write.pass_discard_other = how.pass_discard;
+    write
+}
+
 impl<S: Storage> Guest for Image<S> {
+    async fn change_settings(&self, how: How, choice: u64) -> Result<Option<Cleaner>> {
+        let mut settings = self.settings();
+        let mut write = write_options(how);
+        write.lazy_refcounts = (choice & 1 != 0).then_some(false);
+        write.pass_discard_request ^= choice & 2 != 0;
+        let cache = &mut settings.cache;
+        cache.l2_cache_size = Some(if choice & 4 == 0 { 0 } else { 1 << 20 });
+        cache.l2_cache_entry_size = (choice & 8 == 0).then_some(512);
+        cache.cache_clean_interval = Some(std::time::Duration::from_millis(choice >> 4 & 3));
+        if choice & 64 != 0 {
+            settings.write = None;
+            drop(self.reconfigure(settings.clone()).await?);
+        }
+        settings.write = Some(write);
+        self.reconfigure(settings).await
+    }
+
     fn size(&self) -> u64 {
         self.virtual_size()
     }
@@ -429,6 +452,10 @@ impl<S: Storage> FlatGuest<S> {
 }
 
 impl<S: Storage> Guest for FlatGuest<S> {
+    async fn change_settings(&self, _how: How, _choice: u64) -> Result<Option<Cleaner>> {
+        self.flush().await.map(|()| None)
+    }
+
     fn size(&self) -> u64 {
         self.size.get()
     }

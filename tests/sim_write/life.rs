@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cowshed::Error;
-use cowshed::sim::{Clock, Executor, Faults, Random, SimStorage, cut};
+use cowshed::sim::{Clock, Executor, Faults, Random, SimStorage, Task, cut};
 use cowshed::timer::Timer;
 use cowshed::workers::Workers;
 use futures::executor::block_on;
@@ -56,7 +56,7 @@ impl Counts {
 }
 
 /// What a phase shares between its lanes.
-struct Shared<'a, G> {
+struct Shared<'a, 'e, G> {
     guest: G,
     plan: &'a Plan,
     clock: Clock,
@@ -77,6 +77,9 @@ struct Shared<'a, G> {
     told: Cell<u64>,
     /// How many more errors of the disks it may hear of, if only one request fails.
     excused: &'a Cell<u64>,
+    executor: &'a Executor<'e>,
+    /// Those that reconfigurations have brought.
+    cleaners: RefCell<Vec<Task<'e, ()>>>,
 }
 
 /// Carries out `ops`, which are some of the plan's. Returns the hash of the trace, too.
@@ -178,6 +181,8 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             heard: Cell::new(0),
             told: Cell::new(0),
             excused: &self.excused,
+            executor,
+            cleaners: RefCell::default(),
         };
         let mut lanes: BTreeMap<usize, Vec<Op>> = BTreeMap::new();
         for op in ops {
@@ -233,7 +238,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             self.files = left;
             self.leaky = true;
         } else {
-            if let Some(cleaner) = cleaner {
+            for cleaner in cleaner.into_iter().chain(shared.cleaners.take()) {
                 executor.run(cleaner).map_err(|stuck| format!("after close: {stuck}"))?;
             }
             drop(shared);
@@ -360,7 +365,7 @@ fn look<E: Engine, G>(
     plan: &Plan,
     made: &Made,
     left: &Files<SimStorage>,
-    shared: &Shared<'_, G>,
+    shared: &Shared<'_, '_, G>,
     random: &mut Random,
 ) -> Result<(), String> {
     let frozen = left.map(|disk| Frozen(disk.to_vec().into()));
@@ -381,7 +386,7 @@ fn look<E: Engine, G>(
     Ok(())
 }
 
-impl<G: Guest> Shared<'_, G> {
+impl<G: Guest> Shared<'_, '_, G> {
     async fn lane(&self, ops: Vec<Op>) {
         for op in ops {
             if self.latched.get() {
@@ -428,7 +433,7 @@ impl<G: Guest> Shared<'_, G> {
         let size = self.guest.size();
         let (what, mut len) = (op.what, op.len);
         let cluster_size = self.plan.setup.cluster_size();
-        if !matches!(what, What::Flush | What::Resize | What::Snapshot(..)) {
+        if !matches!(what, What::Flush | What::Resize | What::Snapshot(..) | What::Reconfigure) {
             if op.offset >= size {
                 return Ok(());
             }
@@ -525,6 +530,24 @@ impl<G: Guest> Shared<'_, G> {
                 let unheard = self.flushes_failed() > self.heard.get();
                 let result = cut(guest.flush(), polls).await;
                 self.flushed(asked, unheard, result)
+            }
+            What::Reconfigure => {
+                let asked = model.ask();
+                drop(model);
+                let unheard = self.flushes_failed() > self.heard.get();
+                let change = guest.change_settings(self.plan.how, op.offset);
+                let result = cut(change, polls).await;
+                self.flushed(
+                    asked,
+                    unheard,
+                    result.map(|result| {
+                        let cleaner = result?;
+                        let clock = self.clock.clone();
+                        let run = cleaner.map(|cleaner| self.executor.spawn(cleaner.run(clock)));
+                        self.cleaners.borrow_mut().extend(run);
+                        Ok(())
+                    }),
+                )
             }
             What::Resize => {
                 if len == size {
@@ -699,12 +722,18 @@ impl<G: Guest> Shared<'_, G> {
             {
                 Ok(())
             }
+            // The settings are being changed, or could not be changed back.
+            Error::ReadOnly(_) if self.reconfigures() => Ok(()),
             _ if latched && (failing || named) => {
                 self.latched.set(true);
                 Ok(())
             }
             error => Err(format!("{error} ({error:?})")),
         }
+    }
+
+    fn reconfigures(&self) -> bool {
+        self.plan.ops.iter().any(|op| op.what == What::Reconfigure)
     }
 
     /// Closes the disk, and says whether that went well.

@@ -96,6 +96,8 @@ pub enum What {
     Resize,
     /// The snapshot of the name with this number: see [`Plan::snapshot_name`].
     Snapshot(Act, usize),
+    /// Other settings: `offset` chooses them.
+    Reconfigure,
 }
 
 impl fmt::Display for Op {
@@ -187,6 +189,15 @@ impl Plan {
                     op.polls = random.chance(drops).then(|| 1 + random.below(12));
                     ops.push(op);
                 }
+            }
+        }
+        // By choices of its own, so that the lives without it are those that they were.
+        let own = &mut Random::new(seed ^ 0x7265_636f_6e66);
+        if own.chance(300) {
+            for _ in 0..1 + own.below(4) {
+                let at = own.index(ops.len());
+                let (what, offset) = (What::Reconfigure, own.bits());
+                ops.insert(at, Op { what, offset, len: 0, pause: own.below(500), ..ops[at] });
             }
         }
         let ends = (0..phases)
