@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_executor::{Executor, LocalExecutor};
-use cowshed::image::{Answer, Format, Gate, Identity, Image, OpenOptions, Reference, Source};
+use cowshed::image::{
+    Answer, Format, Gate, Identity, Image, OpenOptions, Reference, Settings, Source,
+};
 use cowshed::rt::{
     DiskStorage, FileOptions, FolderGate, SmolTimer, ThreadWorkers, TokioTimer, open_on_executor,
-    open_on_tokio, open_storage,
+    open_on_tokio, open_storage, reconfigure_on_executor, reconfigure_on_tokio,
 };
 use cowshed::storage::{LocalBoxStorage, Storage};
 use cowshed::{Result, timer::Timer};
@@ -65,21 +67,48 @@ async fn read<S: Storage>(test: &TestImage, image: &Image<S>, seed: u64) {
     test.assert_reads(&bytes, 0);
 }
 
+/// How often the settings change meanwhile.
+const STEPS: u64 = 6;
+
+/// Other settings at each step, always with a cleaner.
+fn settings<S: Storage>(image: &Image<S>, step: u64) -> Settings {
+    let mut settings = image.settings();
+    settings.cache.l2_cache_size = Some(if step.is_multiple_of(2) { 1 << 20 } else { 0 });
+    settings.cache.l2_cache_entry_size = step.is_multiple_of(3).then_some(512);
+    settings.cache.cache_clean_interval = Some(Duration::from_millis(1 + step % 2));
+    settings
+}
+
 /// Everything in one future, the cleaner too: what any executor of one thread does.
 async fn read_together<S, G, T>(test: &TestImage, source: Source<S>, gate: &G, timer: T)
 where
     S: Storage,
     G: Gate<Storage = S>,
-    T: Timer,
+    T: Timer + Clone,
 {
     let opened = Image::open(source, gate, options()).await.unwrap();
-    let (image, cleaner) = (opened.image, opened.cleaner.unwrap());
+    let (image, mut cleaner) = (opened.image, opened.cleaner.unwrap());
+    let (done, all_read) = futures::channel::oneshot::channel();
     let readers = async {
         futures::future::join_all((0..READERS).map(|seed| read(test, &image, seed))).await;
-        image.close().await.unwrap();
+        done.send(()).unwrap();
     };
-    // The cleaner ends because the image is closed.
-    futures::join!(readers, cleaner.run(timer));
+    let cleaners = async {
+        // Each cleaner ends because the settings change, and the last because the image is closed.
+        for step in 0..STEPS {
+            let change = async {
+                timer.sleep(Duration::from_millis(1)).await;
+                image.reconfigure(settings(&image, step)).await.unwrap().unwrap()
+            };
+            ((), cleaner) = futures::join!(cleaner.run(timer.clone()), change);
+        }
+        let close = async {
+            all_read.await.unwrap();
+            image.close().await.unwrap();
+        };
+        futures::join!(cleaner.run(timer.clone()), close);
+    };
+    futures::join!(readers, cleaners);
     assert!(image.read_at(&mut [0], 0).await.is_err());
 }
 
@@ -112,6 +141,10 @@ fn async_executor_on_several_threads() {
                             executor.spawn(async move { read(&test, &image, seed).await })
                         })
                         .collect();
+                    for step in 0..STEPS {
+                        let settings = settings(&image, step);
+                        reconfigure_on_executor(&executor, &image, settings).await.unwrap();
+                    }
                     futures::future::join_all(tasks).await;
                     image.close().await.unwrap();
                     cleaner.await;
@@ -145,6 +178,9 @@ fn tokio_on_several_threads() {
                     tokio::spawn(async move { read(&test, &image, seed).await })
                 })
                 .collect();
+            for step in 0..STEPS {
+                reconfigure_on_tokio(&image, settings(&image, step)).await.unwrap();
+            }
             for task in tasks {
                 task.await.unwrap();
             }

@@ -56,9 +56,9 @@ pub use gate::FolderGate;
 #[cfg(all(unix, feature = "file"))]
 pub use lock::{LockError, LockMode};
 #[cfg(all(not(target_family = "wasm"), feature = "smol"))]
-pub use smol::{SmolTimer, open_on_executor};
+pub use smol::{SmolTimer, open_on_executor, reconfigure_on_executor};
 #[cfg(all(not(target_family = "wasm"), feature = "tokio"))]
-pub use tokio::{TokioTimer, open_on_tokio};
+pub use tokio::{TokioTimer, open_on_tokio, reconfigure_on_tokio};
 #[cfg(all(target_os = "linux", feature = "uring"))]
 pub use uring::UringStorage;
 #[cfg(not(target_family = "wasm"))]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_executor::Executor;
 
 use crate::error::Result;
-use crate::image::{Gate, Image, OpenOptions, Source};
+use crate::image::{Gate, Image, OpenOptions, Settings, Source};
 use crate::storage::Storage;
 use crate::timer::Timer;
 
@@ -28,6 +28,25 @@ pub async fn open_on_executor<S: Storage, G: Gate<Storage = S>>(
         executor.spawn(cleaner.run(SmolTimer)).detach();
     }
     Ok(opened.image)
+}
+
+/// Changes the settings of an image as [`Image::reconfigure`] does and runs the cleaner that follows on `executor`, whichever
+/// ran the one before.
+///
+/// # Errors
+/// As [`Image::reconfigure`].
+///
+/// # Cancel safety
+/// As [`Image::reconfigure`].
+pub async fn reconfigure_on_executor<S: Storage>(
+    executor: &Executor<'_>,
+    image: &Image<S>,
+    settings: Settings,
+) -> Result<()> {
+    if let Some(cleaner) = image.reconfigure(settings).await? {
+        executor.spawn(cleaner.run(SmolTimer)).detach();
+    }
+    Ok(())
 }
 
 /// A timer on async-io's reactor, for any executor.

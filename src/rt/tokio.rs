@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::image::{Gate, Image, OpenOptions, Source};
+use crate::image::{Gate, Image, OpenOptions, Settings, Source};
 use crate::storage::Storage;
 use crate::timer::Timer;
 
@@ -30,6 +30,24 @@ pub async fn open_on_tokio<S: Storage, G: Gate<Storage = S>>(
         drop(tokio::spawn(cleaner.run(TokioTimer)));
     }
     Ok(opened.image)
+}
+
+/// Changes the settings of an image as [`Image::reconfigure`] does and runs the cleaner that follows on the tokio runtime
+/// that polls this.
+///
+/// # Errors
+/// As [`Image::reconfigure`].
+///
+/// # Panics
+/// As [`open_on_tokio`].
+///
+/// # Cancel safety
+/// As [`Image::reconfigure`].
+pub async fn reconfigure_on_tokio<S: Storage>(image: &Image<S>, settings: Settings) -> Result<()> {
+    if let Some(cleaner) = image.reconfigure(settings).await? {
+        drop(tokio::spawn(cleaner.run(TokioTimer)));
+    }
+    Ok(())
 }
 
 /// A timer on the tokio runtime that polls it, which must have its time driver enabled.
