@@ -126,6 +126,10 @@ impl<T: Payload> Window<T> {
     }
 
     /// What is held and under way.
+    #[cfg_attr(
+        not(target_family = "wasm"),
+        allow(dead_code, reason = "natively only tests know windows")
+    )]
     pub(crate) fn payloads(&self) -> impl Iterator<Item = &T> {
         self.segments.iter().map(|segment| &segment.payload)
     }

@@ -88,31 +88,35 @@ fn images_that_cannot_be_opened_are_named() {
     }
 }
 
+const HUGE: &[u8] = &[0xff; 8];
+
+/// Bytes and where they are written.
+type Poke = (u64, &'static [u8]);
+
 #[test]
 fn damaged_headers_are_reported_in_the_words_of_qemu_img() {
     let folder = Folder::new();
-    let huge = [0xff; 8];
-    let cases: [(&str, &[(u64, &[u8])]); 20] = [
+    let cases: [(&str, &[Poke]); 20] = [
         ("magic", &[(0, b"X")]),
         ("version", &[(4, &[0, 0, 0, 9])]),
-        ("backing file offset", &[(8, &huge), (16, &[0, 0, 0, 4])]),
-        ("backing file name", &[(8, &[0, 0, 0, 0, 0, 0, 2, 0]), (16, &huge[..4])]),
+        ("backing file offset", &[(8, HUGE), (16, &[0, 0, 0, 4])]),
+        ("backing file name", &[(8, &[0, 0, 0, 0, 0, 0, 2, 0]), (16, &HUGE[..4])]),
         ("small clusters", &[(20, &[0, 0, 0, 8])]),
         ("large clusters", &[(20, &[0, 0, 0, 22])]),
         ("size", &[(24, &[0x10, 0, 0, 0, 0, 0, 0, 0])]),
         ("encryption method", &[(32, &[0, 0, 0, 9])]),
-        ("L1 length", &[(36, &huge[..4])]),
+        ("L1 length", &[(36, &HUGE[..4])]),
         ("short L1 table", &[(36, &[0, 0, 0, 0])]),
         ("L1 offset", &[(40, &[0, 0, 0, 0, 0, 0, 2, 1])]),
         ("refcount table offset", &[(48, &[0, 0, 0, 0, 0, 0, 2, 1])]),
         ("refcount table length", &[(56, &[0, 1, 0, 0])]),
-        ("snapshots", &[(60, &huge[..4])]),
+        ("snapshots", &[(60, &HUGE[..4])]),
         ("snapshot table offset", &[(60, &[0, 0, 0, 1]), (64, &[0, 0, 0, 0, 0, 0, 2, 1])]),
         ("unknown feature", &[(72, &[0x80])]),
         ("refcount width", &[(96, &[0, 0, 0, 7])]),
         ("long header", &[(100, &[0, 1, 0, 8])]),
         ("short header", &[(100, &[0, 0, 0, 96])]),
-        ("extension", &[(116, &huge[..4])]),
+        ("extension", &[(116, &HUGE[..4])]),
     ];
     for (what, pokes) in cases {
         folder.create(&[], "damaged.qcow2", "64M");

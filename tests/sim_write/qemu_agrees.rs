@@ -24,10 +24,11 @@ pub fn check(plan: &Plan, files: &Files<Frozen>, bytes: &[u8]) -> Result<(), Str
     }
     std::fs::write(at.join("expected.raw"), bytes).unwrap();
     let is_v2 = plan.setup.version == 2;
-    let dirty = !is_v2 && files.image.0[79] & 1 != 0;
+    let dirty = files.image.0[79] & 1 != 0;
     // A dirty image is checked once it is repaired, which QEMU does when it opens it for writing. In version 2 nothing
     // says that copied flags are out of date.
-    if !dirty && !(is_v2 && plan.has_snapshots()) {
+    let can_tell = if is_v2 { !plan.has_snapshots() } else { !dirty };
+    if can_tell {
         let mut check = qemu::qemu_img();
         let output =
             qemu::output(check.current_dir(at).args(["check", "-f", "qcow2", "image.qcow2"]));

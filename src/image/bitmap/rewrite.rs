@@ -123,7 +123,7 @@ impl<'a, S: Storage> Top<'a, S> {
             let is_cut = old != BitmapTableEntry::Zeros
                 && (old_bits < end || (old_bits > bits && ends_here));
             let mut mark = marks.before(end << granularity_bits).await?;
-            if (mark.is_none() && !is_cut) || (old == BitmapTableEntry::Ones && !is_cut) {
+            if !is_cut && (mark.is_none() || old == BitmapTableEntry::Ones) {
                 while mark.is_some() {
                     mark = marks.before(end << granularity_bits).await?;
                 }
