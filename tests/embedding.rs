@@ -17,6 +17,8 @@ use support::qemu;
 fn queues_serve_until_ctrl_c_and_leave_a_sound_image() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");
+    // A disk that the queues fill soon: nothing here is about space.
+    qemu::img(dir.path(), ["create", "-q", "-f", "qcow2", "disk.qcow2", "64M"]);
     for queues in [1, 2, 8] {
         let signal = vmm::interrupted().unwrap();
         let end = async {
