@@ -38,40 +38,50 @@ impl<S: Storage> Qcow2Layer<S> {
 
 impl<S: Storage> Top<'_, S> {
     /// Makes `bitmaps` the image's bitmaps, durably; what they lead to was written before. For those who have the commit's
-    /// lock.
+    /// lock. `switched` is called, once, when the header in memory leads to them: what must go with that happens there,
+    /// as what comes after may be dropped.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] if they are too many; what taking clusters meets; [`Error::Storage`]. The bitmaps are the
-    /// old ones, or will be after the next commit.
+    /// [`Error::LimitExceeded`] if they are too many; what taking clusters meets; [`Error::Storage`]. If `switched` was not
+    /// called, the bitmaps are the old ones, or will be after the next commit.
     ///
     /// # Cancel safety
     /// As after an error.
     pub(super) async fn replace_bitmap_directory(
         &self,
         bitmaps: Vec<BitmapDirectoryEntry>,
+        switched: impl FnOnce(),
     ) -> Result<()> {
         let old = self.layer.header.get().bitmaps();
         let count = bitmaps.len();
-        let taken = if bitmaps.is_empty() {
-            None
+        let (extension, taken) = if bitmaps.is_empty() {
+            (None, None)
         } else {
             let bytes = BitmapDirectory { bitmaps }.encode()?;
-            let extension = self.write_directory(&bytes, count).await?;
-            Some(extension)
+            let (extension, taken) = self.write_directory(&bytes, count).await?;
+            (Some(extension), Some(taken))
         };
         // What it leads to is durable, with its refcounts.
         self.write_all_refcounts().await?;
         self.barrier().await?;
-        // Cancel: the next commit makes the header what memory knows, before anything that was taken is used again.
-        self.set_extension(taken.as_ref().map(|(extension, _)| *extension)).await?;
-        if let Some((_, taken)) = taken {
-            taken.keep();
-        }
-        if let Some(old) = old {
-            self.free_metadata(old.directory_offset, old.directory_len);
-        }
-        self.writer.tracking.tables_changed();
-        Ok(())
+        let mut switch = Some(|| {
+            if let Some(taken) = taken {
+                taken.keep();
+            }
+            if let Some(old) = old {
+                self.free_metadata(old.directory_offset, old.directory_len);
+            }
+            self.writer.tracking.tables_changed();
+            switched();
+        });
+        // Cancel: before the switch the next commit makes the header what memory knows, before anything that was taken is used
+        // again.
+        let switched = || {
+            if let Some(switch) = switch.take() {
+                switch();
+            }
+        };
+        self.set_extension(extension, switched).await
     }
 
     async fn write_directory(
@@ -99,8 +109,12 @@ impl<S: Storage> Top<'_, S> {
         Ok((BitmapsExtension { count, reserved: 0, directory_len, directory_offset }, taken))
     }
 
-    /// Makes the header tell of these bitmaps, durably.
-    async fn set_extension(&self, extension: Option<BitmapsExtension>) -> Result<()> {
+    /// Makes the header tell of these bitmaps, durably; `switched` is called each time that it leads to them in memory.
+    async fn set_extension(
+        &self,
+        extension: Option<BitmapsExtension>,
+        mut switched: impl FnMut(),
+    ) -> Result<()> {
         let old = self.layer.header.get();
         let mut new = (*old).clone();
         let is_bitmaps = |extension: &Extension| matches!(extension, Extension::Bitmaps(_));
@@ -113,6 +127,7 @@ impl<S: Storage> Top<'_, S> {
         new.autoclear = new.autoclear.with(Autoclear::BITMAPS, extension.is_some());
         if is_one_sector(&old, &new)? {
             self.update_header(|header| *header = new).await?;
+            switched();
         } else if place.is_some() && extension.is_some() {
             let without = |header: &mut Header| {
                 header.autoclear = header.autoclear.with(Autoclear::BITMAPS, false);
@@ -122,10 +137,12 @@ impl<S: Storage> Top<'_, S> {
             let (mut between, last) = (new.clone(), new);
             without(&mut between);
             self.update_header(|header| *header = between).await?;
+            switched();
             self.barrier().await?;
             self.update_header(|header| *header = last).await?;
         } else {
             self.replace_header(new).await?;
+            switched();
         }
         self.barrier().await
     }
@@ -138,7 +155,7 @@ impl<S: Storage> Top<'_, S> {
         let is_left = !header.autoclear.contains(Autoclear::BITMAPS)
             && header.extensions.iter().any(is_bitmaps);
         if is_left {
-            self.set_extension(None).await?;
+            self.set_extension(None, || ()).await?;
         }
         Ok(())
     }

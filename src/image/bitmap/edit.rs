@@ -44,7 +44,7 @@ impl<S: Storage> Image<S> {
         let new = top.write_new_bitmap(&entry, bitmaps.size).await?;
         let mut list = bitmaps.list.clone();
         list.push(Bitmap { entry: new.entry.clone(), is_ours: false });
-        top.put_bitmaps(bitmaps, list, Some(new)).await
+        top.put_bitmaps(bitmaps, list, || top.keep_bitmap(new)).await
     }
 
     /// Removes a bitmap, an inconsistent one too.
@@ -63,16 +63,17 @@ impl<S: Storage> Image<S> {
         let table = top.layer.load_bitmap_table(&old).await.unwrap_or_default();
         let mut list = bitmaps.list.clone();
         list.remove(index);
-        top.put_bitmaps(bitmaps, list, None).await?;
-        if !table.is_empty() {
+        let free = || {
             for entry in &table {
                 if let BitmapTableEntry::Data { host } = entry {
                     top.free_metadata(*host, top.layer.geometry.cluster_size());
                 }
             }
-            top.free_metadata(old.table_offset, old.table_len());
-        }
-        Ok(())
+            if !table.is_empty() {
+                top.free_metadata(old.table_offset, old.table_len());
+            }
+        };
+        top.put_bitmaps(bitmaps, list, free).await
     }
 
     /// Makes a bitmap mark nothing. Everything that was written before is durable first.
@@ -114,7 +115,7 @@ impl<S: Storage> Image<S> {
         let mut list = bitmaps.list.clone();
         let entry = &mut list[index].entry;
         entry.flags = entry.flags.with(BitmapFlags::AUTO, enabled);
-        top.put_bitmaps(bitmaps, list, None).await
+        top.put_bitmaps(bitmaps, list, || ()).await
     }
 
     /// Lets a bitmap mark all that another one of the image marks, too.
@@ -222,24 +223,24 @@ impl<'a, S: Storage> Top<'a, S> {
     ) -> Result<()> {
         let mut list = bitmaps.list.clone();
         list[index].entry = new.entry.clone();
-        self.put_bitmaps(bitmaps, list, Some(new)).await
+        self.put_bitmaps(bitmaps, list, || self.keep_bitmap(new)).await
     }
 
-    /// Makes `list` the image's bitmaps, one of which is new.
+    /// Makes `list` the image's bitmaps; `switched` is called when they are.
     async fn put_bitmaps(
         &self,
         bitmaps: &mut Bitmaps,
         list: Vec<Bitmap>,
-        new: Option<Rewritten<'a>>,
+        switched: impl FnOnce(),
     ) -> Result<()> {
-        self.replace_bitmap_directory(entries(&list)).await?;
-        // From here on nothing is awaited and nothing fails.
-        if let Some(new) = new {
-            self.keep_bitmap(new);
-        }
-        bitmaps.list = list;
-        bitmaps.track(&self.writer.tracking);
-        Ok(())
+        let entries = entries(&list);
+        let switched = || {
+            switched();
+            bitmaps.list = list;
+            // None is in use: those that are enabled are marked before the next change.
+            bitmaps.track(&self.writer.tracking);
+        };
+        self.replace_bitmap_directory(entries, switched).await
     }
 }
 

@@ -383,9 +383,14 @@ impl<S: Storage> Top<'_, S> {
             differs = true;
         }
         if differs {
-            self.replace_bitmap_directory(entries(&list)).await?;
-            bitmaps.list = list;
+            let entries = entries(&list);
+            self.replace_bitmap_directory(entries, || bitmaps.list = list).await?;
+        } else {
+            // They may be marked in memory only, by somebody who was dropped.
+            self.mend_header().await?;
+            self.barrier().await?;
         }
+        // Not before it is durable.
         bitmaps.track(&self.writer.tracking);
         Ok(())
     }
@@ -429,15 +434,23 @@ impl<S: Storage> Top<'_, S> {
                 differs = true;
             }
         }
+        if in_use == InUse::Ends && differs {
+            // Cancel: whoever changes something next finds out what the disk says of them.
+            self.writer.tracking.arm();
+        }
+        let entries = entries(&list);
+        let switched = || {
+            for new in rewritten {
+                self.keep_bitmap(new);
+            }
+            marks.forget();
+            *bitmaps = Bitmaps { list, size };
+        };
         if differs {
-            self.replace_bitmap_directory(entries(&list)).await?;
+            self.replace_bitmap_directory(entries, switched).await?;
+        } else {
+            switched();
         }
-        // From here on nothing is awaited and nothing fails.
-        for new in rewritten {
-            self.keep_bitmap(new);
-        }
-        marks.forget();
-        *bitmaps = Bitmaps { list, size };
         bitmaps.track(&self.writer.tracking);
         Ok(())
     }
