@@ -59,7 +59,6 @@ impl Counts {
 struct Shared<'a, 'e, G> {
     guest: G,
     plan: &'a Plan,
-    made: &'a Made,
     clock: Clock,
     model: &'a RefCell<Model>,
     snapshots: &'a RefCell<Snapshots>,
@@ -170,7 +169,6 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
         let shared = Shared {
             guest,
             plan: self.plan,
-            made: self.made,
             clock: executor.clock(),
             model: &self.model,
             snapshots: &self.snapshots,
@@ -374,8 +372,8 @@ fn look<E: Engine, G>(
     let bytes = read_all(engine, &frozen)?;
     shared.model.borrow().check_crash(&bytes)?;
     check(engine, plan, &frozen, u64::MAX)?;
-    if shared.made.setup.bitmaps && engine.is_qcow2() {
-        bitmaps::check(plan, &shared.made.first, &frozen, &bytes)?;
+    if made.setup.bitmaps && engine.is_qcow2() {
+        bitmaps::check(plan, &made.first, &frozen, &bytes)?;
     }
     if random.chance(300) {
         let found = read_snapshots(engine, &frozen)?;

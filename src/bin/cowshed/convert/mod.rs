@@ -187,7 +187,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let backing =
             format_options.given("backing_file").or_else(|| options::text(matches, "backing"));
         what_cannot_be(matches, &format_options, backing, &sources, format)?;
-        let bitmaps = match matches.get_flag("bitmaps") {
+        let mut bitmaps = match matches.get_flag("bitmaps") {
             true => bitmaps_to_copy(&sources[0], &names[0], matches, session.persona).await?,
             false => Vec::new(),
         };
@@ -222,6 +222,11 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             usize::try_from(parallel.unwrap_or(PARALLEL_DEFAULT)).unwrap_or(1),
             &mut progress,
         )?;
+        // QEMU goes from the last to the first, and names the one that fails first; its copies are in the order of the source
+        // all the same.
+        if !target.has_size(len) {
+            bitmaps.reverse();
+        }
         for bitmap in &bitmaps {
             target.copy_bitmap(&sources[0], bitmap).await?;
         }
@@ -353,13 +358,13 @@ async fn bitmaps_to_copy(
         .map(|bitmap| escape::terminal(&bitmap.name))
         .collect();
     if !matches.get_flag("skip-broken-bitmaps")
-        && let Some(bitmap) = broken.first()
+        && let Some(bitmap) = broken.last()
     {
         let advice = "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it";
         return Err(Failure::message(format!("Cannot copy inconsistent bitmap '{bitmap}'"))
             .with_hint((persona != Persona::Cowshed).then(|| advice.to_owned())));
     }
-    for bitmap in broken {
+    for bitmap in broken.iter().rev() {
         warn(&format!("{}: warning: Skipping inconsistent bitmap '{bitmap}'", persona.name()));
     }
     Ok(bitmaps)

@@ -120,6 +120,11 @@ impl Qcow2Target {
         written.map_err(|error| self.write_failed(offset, &error))
     }
 
+    /// The size of its disk in bytes.
+    pub(super) fn virtual_size(&self) -> u64 {
+        self.image.virtual_size()
+    }
+
     /// Whether its version has bitmaps.
     pub(super) fn can_have_bitmaps(&self) -> bool {
         self.image.header().is_some_and(|header| header.version == Version::V3)

@@ -140,6 +140,14 @@ impl Target {
         }
     }
 
+    /// Whether its disk has `len` bytes, as far as bitmaps care.
+    pub(super) fn has_size(&self, len: u64) -> bool {
+        match self {
+            Self::Raw(_) => true,
+            Self::Qcow2(target) => target.virtual_size() == len,
+        }
+    }
+
     /// Gives it a bitmap of a source, with what that marks.
     pub(super) async fn copy_bitmap(
         &self,
