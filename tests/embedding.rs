@@ -1,6 +1,7 @@
 //! The example that embedders start from: it must do what it says, end when it is told to, and leave a sound image.
 
-#![cfg(all(unix, not(target_family = "wasm")))]
+#![cfg(not(target_family = "wasm"))]
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;
