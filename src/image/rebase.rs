@@ -5,6 +5,7 @@ use std::ops::Range;
 use futures::future::try_join_all;
 
 use crate::error::{Error, Result};
+use crate::format::Version;
 use crate::storage::Storage;
 
 use super::Image;
@@ -143,6 +144,8 @@ impl<S: Storage, B: Storage> Rebase<'_, S, B> {
         }
         let unit = len(unit);
         let old_len = self.image.layers().nth(1).map_or(0, |layer| layer.virtual_size);
+        // Entries of version 2 cannot say zero: what is zeros must be written, or `base` would be seen there.
+        let is_v2 = self.image.header().is_some_and(|header| header.version == Version::V2);
         let mut units = old.chunks(unit).zip(new.chunks(unit)).peekable();
         let mut at = 0;
         while let Some((was, is)) = units.next() {
@@ -156,7 +159,7 @@ impl<S: Storage, B: Storage> Rebase<'_, S, B> {
             if !differs {
                 continue;
             }
-            if offset >= old_len {
+            if offset >= old_len && !is_v2 {
                 // Nothing was there but zeros.
                 let len = bytes.len() as u64;
                 self.image.write_zeroes_at(offset, len, ZeroMode::KeepSpace).await?;

@@ -248,3 +248,15 @@ fn resize_is_refused_in_the_same_words() {
         same(&folder, &[&["resize"], arguments].concat());
     }
 }
+
+#[test]
+fn rebase_of_version_2_without_a_backing_file_keeps_its_zeros() {
+    let folder = Folder::new();
+    folder.create(&["-o", "compat=0.10"], "old.qcow2", "1M");
+    folder.qemu_io("old.qcow2", &["write -P 5 128k 64k"]);
+    folder.create(&[], "base.qcow2", "1M");
+    folder.qemu_io("base.qcow2", &["write -P 1 0 1M"]);
+    let before = state(&folder, "old.qcow2").1;
+    folder.cowshed_prints(&["rebase", "-b", "base.qcow2", "-F", "qcow2", "old.qcow2"]);
+    assert!(state(&folder, "old.qcow2").1 == before);
+}
