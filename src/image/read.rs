@@ -124,7 +124,6 @@ impl<S: Storage> Image<S> {
     }
 
     /// Reads what goes beside a write: of the disk, or of the VM state behind it.
-    #[cfg(feature = "write")]
     pub(super) async fn read_beside(&self, buf: &mut [u8], start: u64) -> Result<()> {
         match &self.layers[0].body {
             Body::Qcow2(layer) if start >= layer.vm_state_offset() => {
