@@ -217,7 +217,7 @@ fn memory_len() -> u32 {
 async fn what_passes_free_is_used_again_and_the_memory_stops_growing() {
     let cache = TableCache::new(8192 * SLICE, SLICE);
     let mut before = 0;
-    for round in 0..12 {
+    for round in 0..12_u8 {
         fill(&cache).await;
         assert_eq!(cache.statistics().bytes_held, 8192 * SLICE);
         // Somebody else's memory lies between.
