@@ -452,3 +452,21 @@ fn qemu_and_the_engine_take_snapshots_in_turns() {
     }
     assert!(turns >= 40, "{turns} turns");
 }
+
+#[test]
+fn image_with_a_data_file_has_no_snapshots() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ["create", "-q", "-f", "qcow2", "-o", "data_file=image.data"];
+    qemu::img(dir.path(), [&options[..], &["image.qcow2", "1M"]].concat());
+    let path = dir.path().join("image.qcow2");
+    let files = cowshed::rt::FileOptions::new().writable(true);
+    let source = cowshed::rt::open_storage(&path, &files).unwrap().into_source(Format::Qcow2);
+    let gate = cowshed::rt::FolderGate::new(&path).unwrap().options(&files);
+    let mut options = OpenOptions::default();
+    options.write = Some(WriteOptions::default());
+    let image = block_on(Image::open(source, &gate, options)).unwrap().image;
+    let error = block_on(image.create_snapshot(&NewSnapshot::new("s"))).unwrap_err();
+    let Error::Unsupported(unsupported) = &error else { panic!("{error:?}") };
+    assert_eq!(unsupported.code(), "snapshot-with-data-file");
+    block_on(image.close()).unwrap();
+}

@@ -713,6 +713,8 @@ fn extra_data_is_kept_or_keeps_the_bitmap_from_being_used() {
             assert_eq!(written.is_ok(), writable, "{flags:b}");
             if let Err(error) = written {
                 assert!(error.to_string().contains("extra data of bitmap"), "{error}");
+                let Error::Unsupported(unsupported) = &error else { panic!("{error:?}") };
+                assert_eq!(unsupported.code(), "bitmap-extra-data");
             }
         });
         world.engine(async |image| {

@@ -24,7 +24,7 @@ use cowshed::{Error, Result};
 use support::seeds::for_each_seed;
 use support::{TestImage, small_matrix};
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 800;
 const READERS: usize = 4;
 const READS: usize = 12;
 

@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 
 /** The most that the engine may take as it is sent, in bytes. */
-const GZIP_LEN_MAX = 200_000;
+const GZIP_LEN_MAX = 200 * 1024;
 
 const folder = new URL("../pkg/", import.meta.url);
 const path = (name) => fileURLToPath(new URL(name, folder));

@@ -110,7 +110,7 @@ async fn change(
     result.map_err(|error| {
         let doing = format!("Could not {} snapshot '{word}'", action.word());
         if let (Action::Apply, Error::InvalidArgument(reason), true) =
-            (action, &error, persona != Persona::Cowshed)
+            (action, &error, persona != Persona::Cowshed && !is_raw)
         {
             failure::warn(&format!("{}: {reason}", persona.name()));
         }

@@ -187,7 +187,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let backing =
             format_options.given("backing_file").or_else(|| options::text(matches, "backing"));
         what_cannot_be(matches, &format_options, backing, &sources, format)?;
-        let mut bitmaps = match matches.get_flag("bitmaps") {
+        let bitmaps = match matches.get_flag("bitmaps") {
             true => bitmaps_to_copy(&sources[0], &names[0], matches, session.persona).await?,
             false => Vec::new(),
         };
@@ -222,13 +222,21 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             usize::try_from(parallel.unwrap_or(PARALLEL_DEFAULT)).unwrap_or(1),
             &mut progress,
         )?;
-        // QEMU goes from the last to the first, and names the one that fails first; its copies are in the order of the source
-        // all the same.
-        if !target.has_size(len) {
-            bitmaps.reverse();
+        // QEMU goes from the last to the first up to one that cannot be copied; those that are copied are in the order of the
+        // source all the same.
+        let mut first = 0;
+        for (index, bitmap) in bitmaps.iter().enumerate() {
+            if target.refuses_bitmap(bitmap, len).await {
+                first = index;
+            }
         }
-        for bitmap in &bitmaps {
-            target.copy_bitmap(&sources[0], bitmap).await?;
+        let (refused, copied) = bitmaps[first..].split_at(usize::from(!bitmaps.is_empty()));
+        let order = match refused.first() {
+            Some(bitmap) if target.refuses_bitmap(bitmap, len).await => [copied, refused],
+            _ => [refused, copied],
+        };
+        for bitmap in order.concat() {
+            target.copy_bitmap(&sources[0], &bitmap).await?;
         }
         target.close().await?;
         progress.complete()?;

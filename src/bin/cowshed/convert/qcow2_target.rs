@@ -120,9 +120,10 @@ impl Qcow2Target {
         written.map_err(|error| self.write_failed(offset, &error))
     }
 
-    /// The size of its disk in bytes.
-    pub(super) fn virtual_size(&self) -> u64 {
-        self.image.virtual_size()
+    /// Whether it cannot have a copy of a bitmap of a disk of `len` bytes.
+    pub(super) async fn refuses_bitmap(&self, bitmap: &BitmapDirectoryEntry, len: u64) -> bool {
+        let has_it = |list: Vec<BitmapDirectoryEntry>| list.iter().any(|it| it.name == bitmap.name);
+        self.image.virtual_size() != len || self.image.load_bitmaps().await.is_ok_and(has_it)
     }
 
     /// Whether its version has bitmaps.

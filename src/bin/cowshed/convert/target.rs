@@ -140,11 +140,11 @@ impl Target {
         }
     }
 
-    /// Whether its disk has `len` bytes, as far as bitmaps care.
-    pub(super) fn has_size(&self, len: u64) -> bool {
+    /// Whether it cannot have a copy of a bitmap of a disk of `len` bytes.
+    pub(super) async fn refuses_bitmap(&self, bitmap: &BitmapDirectoryEntry, len: u64) -> bool {
         match self {
-            Self::Raw(_) => true,
-            Self::Qcow2(target) => target.virtual_size() == len,
+            Self::Raw(_) => false,
+            Self::Qcow2(target) => target.refuses_bitmap(bitmap, len).await,
         }
     }
 
