@@ -675,7 +675,7 @@ fn clusters_past_the_end_of_the_file_lose_their_refcounts() {
         block_on(create(&storage, None, &options)).unwrap();
         let sound = storage.into_vec();
         let block = be(&sound, be(&sound, 48, 8) as usize, 8) as usize;
-        let end = sound.len() / 512;
+        let end = sound.len().div_ceil(512);
         for cluster in [end, end + 1, end + 13] {
             let mut bytes = sound.clone();
             let bit = cluster * refcount_bits as usize;

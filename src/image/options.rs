@@ -27,7 +27,7 @@ pub enum References {
     #[default]
     Follow,
     /// Nothing is asked of the gate: for `info`, `check` and the verdict, which need the image alone. Reading what lies
-    /// in another file is an error, [`Error::Refused`](crate::Error::Refused).
+    /// in another file is an error, [`Error::Refused`].
     Leave,
 }
 

@@ -122,7 +122,7 @@ export class CowApp extends LitElement {
         max-width: 1480px;
         margin: 0 auto;
         padding: 0 18px;
-        overflow-x: auto;
+        flex-wrap: wrap;
       }
       nav a {
         padding: 8px 10px 9px;
