@@ -111,6 +111,21 @@ impl<T> OnceCell<T> {
         Self { value: OnceLock::new(), stage: Mutex::default(), changed: Event::new() }
     }
 
+    /// The value, if it is made.
+    pub(crate) fn get(&self) -> Option<&T> {
+        self.value.get()
+    }
+
+    /// The value, which `make` makes if nobody has.
+    pub(crate) async fn get_or_init<F: Future<Output = T>>(&self, make: impl FnOnce() -> F) -> &T {
+        let made =
+            self.get_or_try_init(|| async { Ok::<_, std::convert::Infallible>(make().await) });
+        match made.await {
+            Ok(value) => value,
+            Err(never) => match never {},
+        }
+    }
+
     /// The value, which `make` makes if nobody has.
     pub(crate) async fn get_or_try_init<E, F: Future<Output = Result<T, E>>>(
         &self,
@@ -138,6 +153,12 @@ impl<T> OnceCell<T> {
         assert!(self.value.set(value).is_ok(), "made twice");
         drop(making);
         Ok(self.value.get().expect("it is made"))
+    }
+}
+
+impl<T> From<T> for OnceCell<T> {
+    fn from(value: T) -> Self {
+        Self { value: OnceLock::from(value), stage: Mutex::new(Stage::Made), changed: Event::new() }
     }
 }
 
