@@ -159,15 +159,3 @@ fn requests_to_randomly_damaged_images_change_what_they_name() {
     });
     assert_none(&failures);
 }
-
-#[test]
-fn image_whose_bitmaps_would_become_wrong_is_not_written_to() {
-    let dir = tempfile::tempdir().unwrap();
-    let name = "image.qcow2";
-    support::qemu::img(dir.path(), ["create", "-q", "-f", "qcow2", name, "1M"]);
-    support::qemu::img(dir.path(), ["bitmap", "--add", "-f", "qcow2", name, "b"]);
-    let bytes = std::fs::read(dir.path().join(name)).unwrap();
-    let op = Op { kind: OpKind::Write, offset: 0, len: 512, seed: 1 };
-    let outcome = World::new(&bytes).run(&[op], &name);
-    assert_eq!((outcome.done, &*outcome.refused), (0, &["bitmaps-while-writing".to_owned()][..]));
-}

@@ -102,6 +102,8 @@ kinds! {
         "bitmap-table-missing" BitmapTableMissing => "bitmap table offset is 0",
         "bitmap-table-unaligned" BitmapTableUnaligned { offset: u64, alignment: u64 } =>
             "bitmap table offset {offset:#x} is not aligned to {alignment:#x}",
+        "bitmap-table-size" BitmapTableSize { entries: u32, needed: u64 } =>
+            "bitmap table has {entries} entries, and the disk needs {needed}",
         "bitmap-flags-reserved" BitmapFlagsReserved { flags: u32 } => "flags {flags:#x} have reserved bits",
         "bitmap-type" BitmapType { value: u8 } => "bitmap type {value} is reserved",
         "bitmap-table-entry-reserved" BitmapTableEntryReserved { bits: u64 } => "reserved bits {bits:#x} are set",

@@ -61,6 +61,7 @@ structures! {
     SnapshotL1Table = "snapshot L1 table", "snapshot L1 entry";
     BitmapDirectory = "bitmap directory", "bitmap directory entry";
     BitmapTable = "bitmap table", "bitmap table entry";
+    BitmapData = "bitmap data", "bitmap data";
     CryptoHeader = "crypto header", "key slot";
     CompressedCluster = "compressed cluster", "compressed cluster";
     BackingChain = "backing chain", "backing chain layer";

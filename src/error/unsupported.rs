@@ -8,7 +8,8 @@ kinds! {
     /// One kind for each thing.
     UnsupportedKind {
         "not-qcow2" NotQcow2 => "image is not in qcow2 format",
-        "bitmaps-while-writing" BitmapsWhileWriting => "image has persistent bitmaps, which writing would make wrong",
+        "bitmap-extra-data" BitmapExtraData { name: String } =>
+            "extra data of bitmap {name:?} must be known to use it",
         "compression-with-data-file" CompressionWithDataFile => "images with an external data file have no compressed clusters",
         "snapshot-with-data-file" SnapshotWithDataFile => "images with an external data file have no snapshots",
         "version" Version { value: u32 } => "Unsupported qcow2 version {value}",

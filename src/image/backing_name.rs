@@ -70,7 +70,13 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S: Storage> Top<'_, S> {
-    /// Writes another header, in steps that a power loss leaves done or not done; all before is durable.
+    /// Changes the header durably, whatever of it changes, as far as that can be done safely: see the head of this file.
+    ///
+    /// # Errors
+    /// As [`Self::update_header`].
+    ///
+    /// # Cancel safety
+    /// As after an error.
     pub(super) async fn replace_header(&self, new: Header) -> Result<()> {
         self.mend_header().await?;
         // Cancel: until the end the header counts as uncertain, and the next change of it writes the old one.

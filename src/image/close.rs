@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::storage::Storage;
 
 use super::Image;
+use super::bitmap::InUse;
 use super::writer::{Target, Top};
 
 /// Releasing what was unmapped makes refcounts dirty, and a dropped write may have held it up: then once more.
@@ -57,17 +58,22 @@ impl<S: Storage> Image<S> {
 impl<S: Storage> Top<'_, S> {
     /// Writes all that is left, when no request is in flight.
     async fn write_all(&self) -> Result<()> {
-        let _one = self.writer.commit.lock().await;
         if self.is_untouched() {
             return Ok(());
         }
+        let mut bitmaps = self.writer.bitmaps.lock().await;
+        let _one = self.writer.commit.lock().await;
         self.writer.must_not_be_latched()?;
+        self.commit_locked().await?;
+        // Whatever becomes of the bitmaps, the disk is written: they stay in use then.
+        let stored = self.store_bitmaps(&mut bitmaps, InUse::Ends).await;
         for _ in 0..ROUNDS_MAX {
             self.commit_locked().await?;
             if self.is_written() {
                 break;
             }
         }
-        self.end_recount(true).await
+        self.end_recount(true).await?;
+        stored
     }
 }

@@ -47,6 +47,7 @@ impl<S: Storage> Image<S> {
                 data.len()
             )));
         }
+        change.mark(offset..end);
         let in_flight = self
             .workers
             .as_ref()

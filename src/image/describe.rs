@@ -1,7 +1,7 @@
 //! Structures of an image that reading a disk does not need, and people want to see: bitmaps and the encryption header.
 
 use crate::error::{Result, Structure};
-use crate::format::{BitmapDirectory, BitmapDirectoryEntry, LuksHeader};
+use crate::format::{BitmapDirectoryEntry, LuksHeader};
 use crate::storage::Storage;
 
 use super::Image;
@@ -14,6 +14,8 @@ impl<S: Storage> Image<S> {
     /// Empty too if a program that does not know bitmaps has written to the image since: then the header's autoclear bit
     /// is not set, and they are not to be trusted.
     ///
+    /// That a bitmap is in use is said of those only that somebody else has left so.
+    ///
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) if the directory is not in the file or breaks the format's rules;
     /// [`Error::Storage`](crate::Error::Storage); [`Error::Closed`](crate::Error::Closed).
@@ -22,11 +24,11 @@ impl<S: Storage> Image<S> {
     /// Dropping the future has no effect.
     pub async fn load_bitmaps(&self) -> Result<Vec<BitmapDirectoryEntry>> {
         let _request = self.requests.enter()?;
+        if let Some(top) = self.top().filter(|top| top.writer.is_prepared()) {
+            return Ok(top.writer.bitmaps.lock().await.shown());
+        }
         let Body::Qcow2(layer) = &self.layers[0].body else { return Ok(Vec::new()) };
-        let Some(extension) = layer.header.get().bitmaps() else { return Ok(Vec::new()) };
-        let (offset, len) = (extension.directory_offset.get(), extension.directory_len);
-        let bytes = layer.metadata.load(Structure::BitmapDirectory, offset, len).await?;
-        Ok(BitmapDirectory::parse(&bytes, &extension, &layer.geometry)?.bitmaps)
+        Ok(layer.load_bitmap_directory().await?.bitmaps)
     }
 
     /// Loads the header of LUKS encryption: what can be known without a key. `None` if the image is not encrypted so.

@@ -1,7 +1,7 @@
 //! Changing the header of an image that is open for writing: only the bytes that differ are written, so that a change of
 //! one field is one write within one sector, which a power loss leaves done or not done.
 
-use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
+use crate::error::{Error, Result, Structure};
 use crate::format::{
     Autoclear, Compatible, CryptMethod, Header, HostOffset, Incompatible, Version,
 };
@@ -34,12 +34,6 @@ impl<S: Storage> Top<'_, S> {
         if header.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::ReadOnly("it is marked as corrupt".into()));
         }
-        let with_bitmaps = header.autoclear.contains(Autoclear::BITMAPS);
-        if with_bitmaps && header.bitmaps().is_some_and(|bitmaps| bitmaps.count > 0) {
-            return Err(
-                Unsupported::new(UnsupportedKind::BitmapsWhileWriting, Structure::Header).into()
-            );
-        }
         let table = layer
             .metadata
             .load(
@@ -66,6 +60,7 @@ impl<S: Storage> Top<'_, S> {
             .await?;
             self.barrier().await?;
         }
+        self.prepare_bitmaps().await?;
         *prepared = true;
         Ok(())
     }

@@ -19,6 +19,7 @@
 mod alloc;
 mod amend;
 mod backing_name;
+mod bitmap;
 pub mod check;
 mod claims;
 mod close;
@@ -77,6 +78,7 @@ use crate::sync::Ordering;
 use crate::workers::Workers;
 
 pub use amend::AmendOptions;
+pub use bitmap::DirtyRanges;
 pub use create::{CreateOptions, create};
 pub use detect::detect;
 pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};

@@ -46,11 +46,13 @@ pub enum Mutant {
     SnapshotBeforeReferences,
     /// What a new snapshot shares keeps the flags that say it is the guest's alone.
     KeepCopied,
+    /// The disk changes while bitmaps still say that they are true.
+    BitmapsStayTrusted,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::MappingBeforeRefcount,
         Self::MappingBeforeData,
         Self::MappingBeforeWrite,
@@ -67,6 +69,7 @@ impl Mutant {
         Self::FlushWithoutFlush,
         Self::SnapshotBeforeReferences,
         Self::KeepCopied,
+        Self::BitmapsStayTrusted,
     ];
 }
 

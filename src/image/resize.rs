@@ -60,6 +60,7 @@ impl<S: Storage> Image<S> {
             let _chore = self.requests.enter_chore()?;
             // A VM state that no snapshot has would become the disk's.
             top.cut_vm_state().await?;
+            top.prepare_bitmaps_for_size(size).await?;
             top.grow_l1(size).await?;
             Growth::begin(top, old, size)
         };
@@ -112,10 +113,13 @@ impl<S: Storage> Image<S> {
         top.may_resize()?;
         let _alone = top.writer.turnstile.alone().await;
         let _chore = self.requests.enter_chore()?;
+        top.prepare_bitmaps_for_size(size).await?;
         top.cut(size).await?;
         top.commit().await?;
         top.set_size(size).await?;
         top.layer.size.store(size, Ordering::Release);
+        // Now, so that they forget what was there, whatever size the disk gets next.
+        top.end_bitmap_use().await?;
         top.trim_file().await
     }
 

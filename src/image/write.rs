@@ -40,8 +40,9 @@ impl<S: Storage> Image<S> {
         let mut done = 0;
         loop {
             let change = self.begin_change().await?;
-            self.range_end(offset, data.len() as u64)?;
+            let end = self.range_end(offset, data.len() as u64)?;
             if done < data.len() {
+                change.mark(offset + done as u64..end);
                 done += change.write(&data[done..], offset + done as u64).await?;
             }
             if done >= data.len() {

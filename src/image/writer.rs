@@ -2,10 +2,11 @@
 //!
 //! # Locks, in their order
 //!
-//! Structure, turnstile, claims, commit, tables, allocator, refcount table's I/O, header's I/O; each may be held over an await. The
+//! Structure, turnstile, bitmaps, claims, commit, tables, allocator, refcount table's I/O, header's I/O; each may be held over an await. The
 //! synchronous ones (ownership, frees, lists of dirty entries, the caches' own) are leaves.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::cache::TableCache;
 use crate::error::{Error, Result};
@@ -14,6 +15,7 @@ use crate::sync::{AsyncMutex, AsyncMutexGuard, AtomicU64, Mutex, Ordering};
 
 use super::Image;
 use super::alloc::Allocator;
+use super::bitmap::{Bitmaps, Tracking};
 use super::claims::Claims;
 use super::free::Frees;
 use super::layer::{Body, Qcow2Layer, RawLayer};
@@ -37,6 +39,10 @@ pub(crate) struct Writer {
     /// Held by whoever changes the size of the disk, or the state of it that is active.
     pub(super) structure: AsyncMutex<()>,
     pub(super) turnstile: Turnstile,
+    /// The persistent bitmaps, known when the first change has been prepared.
+    pub(super) bitmaps: AsyncMutex<Bitmaps>,
+    /// What they do not know yet.
+    pub(super) tracking: Tracking,
     pub(super) claims: Claims,
     /// Held by whoever makes changes durable.
     pub(super) commit: AsyncMutex<()>,
@@ -86,6 +92,8 @@ impl Writer {
             options,
             structure: AsyncMutex::default(),
             turnstile: Turnstile::default(),
+            bitmaps: AsyncMutex::default(),
+            tracking: Tracking::default(),
             claims: Claims::default(),
             commit: AsyncMutex::default(),
             tables: AsyncMutex::default(),
@@ -172,6 +180,7 @@ pub(crate) enum Target<'a, S> {
 pub(crate) struct Change<'a, S> {
     pub(super) target: Target<'a, S>,
     pub(super) request: Request<'a>,
+    writer: &'a Writer,
     _passing: Passing<'a>,
 }
 
@@ -215,13 +224,8 @@ impl<S: Storage> Image<S> {
     /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::Latched`]; whatever preparing the first change meets.
     pub(super) async fn begin_change(&self) -> Result<Change<'_, S>> {
         let (writer, target) = self.target()?;
-        writer.must_not_be_latched()?;
+        self.prepare_change().await?;
         if let Target::Qcow2(top) = &target {
-            if writer.is_prepared.load(Ordering::Acquire) == 0 {
-                let _chore = self.requests.enter_chore()?;
-                top.prepare().await?;
-                writer.is_prepared.store(1, Ordering::Release);
-            }
             if top.needs_room() {
                 let _chore = self.requests.enter_chore()?;
                 top.make_room().await?;
@@ -229,10 +233,52 @@ impl<S: Storage> Image<S> {
             if writer.is_recounting.load(Ordering::Acquire) != 0 {
                 top.finish_recount().await?;
             }
+            if writer.tracking.is_full() {
+                let _chore = self.requests.enter_chore()?;
+                top.relieve_tracking().await?;
+            }
         }
-        let passing = writer.turnstile.pass().await;
+        let passing = loop {
+            let passing = writer.turnstile.pass().await;
+            // Bitmaps change under those only who are alone: what they are now they are as long as somebody is inside.
+            if !writer.tracking.is_armed() {
+                break passing;
+            }
+            drop(passing);
+            if let Target::Qcow2(top) = &target {
+                let _chore = self.requests.enter_chore()?;
+                top.mark_bitmaps_in_use().await?;
+            }
+        };
         let request = self.requests.enter()?;
-        Ok(Change { target, request, _passing: passing })
+        Ok(Change { target, request, writer, _passing: passing })
+    }
+
+    /// Prepares the first change, if that was not done.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Closed`], [`Error::Latched`]; whatever preparing the first change meets.
+    pub(super) async fn prepare_change(&self) -> Result<()> {
+        let (writer, target) = self.target()?;
+        writer.must_not_be_latched()?;
+        if let Target::Qcow2(top) = &target
+            && writer.is_prepared.load(Ordering::Acquire) == 0
+        {
+            let _chore = self.requests.enter_chore()?;
+            top.prepare().await?;
+            writer.is_prepared.store(1, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+impl<S> Change<'_, S> {
+    /// Notes for the bitmaps that a range of the disk is about to change.
+    #[inline]
+    pub(super) fn mark(&self, range: Range<u64>) {
+        if self.writer.tracking.is_on() {
+            self.writer.tracking.mark(range);
+        }
     }
 }
 

@@ -36,6 +36,7 @@ impl<S: Storage> Image<S> {
             let end = self.range_end(offset, len)?;
             if done < len {
                 let todo = offset + done..end;
+                change.mark(todo.clone());
                 done += match &change.target {
                     Target::Qcow2(top) => top.zero_step(&change.request, todo, mode).await?,
                     Target::Raw(layer) => layer.write_zeroes(todo).await?,
@@ -65,6 +66,7 @@ impl<S: Storage> Image<S> {
             let end = self.range_end(offset, len)?;
             if done < len {
                 let todo = offset + done..end;
+                change.mark(todo.clone());
                 done += match &change.target {
                     Target::Qcow2(top) => top.discard_step(&change.request, todo).await?,
                     Target::Raw(layer) => layer.discard(todo).await?,

@@ -32,8 +32,9 @@ const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
 const BITMAP_ALL_ONES: u64 = 1;
 /// The only type of bitmap.
 const BITMAP_TYPE_DIRTY: u8 = 1;
-/// Flags "in use" and "auto".
-const BITMAP_FLAGS: u32 = 3;
+/// Flags "in use", "auto" and "extra data compatible".
+const BITMAP_FLAGS: u32 = 7;
+const BITMAP_FLAG_IN_USE: u32 = 1;
 
 /// The places of the tables.
 pub(super) struct Inventory {
@@ -371,16 +372,15 @@ async fn load_bitmaps<S: Storage, O: CheckObserver>(
     Ok(tables)
 }
 
-/// What is wrong with an entry of the bitmap directory (qcow2-bitmap.c:check_dir_entry).
+/// What is wrong with an entry of the bitmap directory (qcow2-bitmap.c:check_dir_entry). Extra data is not, by the
+/// specification, though QEMU does not open an image that has some.
 fn bitmap_fault(layout: &Layout, fields: &[u8; BITMAP_LEN]) -> Option<String> {
     let (table, entries) = (be64(fields, 0), be32(fields, 8));
     let flags = be32(fields, 12);
     let (kind, granularity) = (fields[16], fields[17]);
-    let (name_len, extra_len) = (be16(fields, 18), be32(fields, 20));
+    let name_len = be16(fields, 18);
     let len = u64::from(entries).saturating_mul(layout.cluster_size);
-    let fault = if extra_len != 0 {
-        format!("{extra_len} bytes of extra data are not supported")
-    } else if kind != BITMAP_TYPE_DIRTY {
+    let fault = if kind != BITMAP_TYPE_DIRTY {
         format!("type {kind} is not known")
     } else if !BITMAP_GRANULARITY_BITS.contains(&granularity) {
         format!("granularity_bits {granularity} is not in {BITMAP_GRANULARITY_BITS:?}")
@@ -392,7 +392,10 @@ fn bitmap_fault(layout: &Layout, fields: &[u8; BITMAP_LEN]) -> Option<String> {
         format!("table offset {table:#x} is not aligned to {:#x}", layout.cluster_size)
     } else if entries == 0 || entries > BITMAP_TABLE_ENTRIES_MAX || len > BITMAP_LEN_BYTES_MAX {
         format!("table of {entries} entries is out of bounds")
-    } else if u128::from(layout.virtual_size) > (u128::from(len) * 8) << granularity {
+    } else if flags & BITMAP_FLAG_IN_USE == 0
+        && u128::from(layout.virtual_size) > (u128::from(len) * 8) << granularity
+    {
+        // One that is in use may be for a disk of another size.
         format!("table of {entries} entries is too small for the virtual disk")
     } else {
         return None;

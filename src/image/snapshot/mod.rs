@@ -183,6 +183,7 @@ impl<'a, S: Storage> Top<'a, S> {
         let l1 = self.load_l1(snapshot).await?;
         let entries = layer.geometry.l1_entries_for(size).max(layer.l1.len() as u64);
         let entries = self.l1_len(entries.max(l1.len() as u64))?;
+        self.mark_bitmaps_for_state(size).await?;
 
         let _one = self.writer.commit.lock().await;
         self.commit_locked().await?;
