@@ -24,6 +24,7 @@ const SETUP: Setup = Setup {
     snapshot: false,
     metadata_preallocated: false,
     made_by_qemu: false,
+    bitmaps: false,
     size: 4096,
     size_max: 4096,
 };

@@ -2,7 +2,7 @@
 //! then.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cowshed::Error;
@@ -12,6 +12,7 @@ use cowshed::workers::Workers;
 use futures::executor::block_on;
 use futures::future::join_all;
 
+use super::bitmaps;
 use super::engine::{Act, Engine, Files, Frozen, Guest};
 use super::model::{BACKING, Contents, Effect, KEPT, Model, ZEROS};
 use super::qemu_agrees;
@@ -110,6 +111,8 @@ struct Life<'a, 'e, E> {
     workers: Option<Arc<dyn Workers>>,
     /// There may be leaks: the power went, and nothing was repaired.
     leaky: bool,
+    /// The bitmaps that a power loss has left in use.
+    in_use: BTreeSet<Vec<u8>>,
     excused: Cell<u64>,
 }
 
@@ -142,6 +145,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             counts: RefCell::default(),
             workers: plan.how.workers.then(|| executor.workers() as Arc<dyn Workers>),
             leaky: false,
+            in_use: BTreeSet::new(),
             excused: Cell::new(u64::from(plan.named.is_some())),
         }
     }
@@ -251,6 +255,17 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
         let left = left.map_err(|what| format!("{how}: {what}"))?;
         self.model.borrow_mut().crash(&bytes).map_err(|what| format!("{how}: {what}"))?;
         self.snapshots.borrow_mut().crash(left);
+        if self.made.setup.bitmaps && self.engine.is_qcow2() {
+            let in_use = bitmaps::check(self.plan, &self.made.first, &frozen, &bytes)
+                .map_err(|what| format!("{how}: {what}"))?;
+            let before = std::mem::replace(&mut self.in_use, in_use);
+            if closed && !self.in_use.is_subset(&before) {
+                return Err(format!("{how}: bitmaps are in use: {:?}", self.in_use));
+            }
+            if !before.is_subset(&self.in_use) {
+                return Err(format!("{how}: bitmaps are trusted again: {before:?}"));
+            }
+        }
         let leaks = if self.leaky { u64::MAX } else { 0 };
         check(self.engine, self.plan, &frozen, leaks).map_err(|what| format!("{how}: {what}"))
     }
@@ -349,6 +364,9 @@ fn look<E: Engine, G>(
     let bytes = read_all(engine, &frozen)?;
     shared.model.borrow().check_crash(&bytes)?;
     check(engine, plan, &frozen, u64::MAX)?;
+    if made.setup.bitmaps && engine.is_qcow2() {
+        bitmaps::check(plan, &made.first, &frozen, &bytes)?;
+    }
     if random.chance(300) {
         let found = read_snapshots(engine, &frozen)?;
         shared.snapshots.borrow().check_crash(&found, &shared.model.borrow())?;
@@ -671,6 +689,13 @@ impl<G: Guest> Shared<'_, G> {
             Error::Storage { .. } if failing => Ok(()),
             Error::Storage { .. } if self.excused.take() > 0 => Ok(()),
             Error::OutOfBounds { .. } if self.resized.get() => Ok(()),
+            // A bitmap that a power loss has left in use keeps the disk from another size, as with QEMU.
+            Error::InvalidArgument(text)
+                if self.plan.setup.bitmaps
+                    && text.ends_with("is inconsistent and cannot be used") =>
+            {
+                Ok(())
+            }
             _ if latched && (failing || named) => {
                 self.latched.set(true);
                 Ok(())

@@ -21,6 +21,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bitmaps;
 mod dropped;
 mod engine;
 mod errors;

@@ -38,6 +38,8 @@ pub struct Setup {
     pub snapshot: bool,
     pub metadata_preallocated: bool,
     pub made_by_qemu: bool,
+    /// It has persistent bitmaps: see `bitmaps.rs`.
+    pub bitmaps: bool,
     pub size: u64,
     /// The most that it is resized to.
     pub size_max: u64,
@@ -102,7 +104,7 @@ impl Setup {
         };
         let large = cluster_bits == 9 && random.chance(100);
         let snapshot = internal && refcount_bits > 1 && random.chance(200);
-        Self {
+        let setup = Self {
             version,
             cluster_bits,
             refcount_bits,
@@ -117,7 +119,9 @@ impl Setup {
             size,
             // Enough for an L1 table of two clusters.
             size_max: if large { 2_600_000 / 512 * 512 } else { size + 6 * cluster_size.max(4096) },
-        }
+            bitmaps: false,
+        };
+        Self { bitmaps: new && random.chance(300), ..setup }
     }
 
     /// The length of a cluster in bytes.
@@ -152,7 +156,14 @@ impl Setup {
         };
         let backing_granules = usize::try_from(self.backing_len).unwrap() / 512;
         let backing = contents.bytes(FIRST + 11, 0, backing_granules);
-        if self.made_by_qemu { self.make_by_qemu(&backing) } else { self.make_by_engine(&backing) }
+        let made = match self.made_by_qemu {
+            true => self.make_by_qemu(&backing),
+            false => self.make_by_engine(&backing),
+        };
+        match self.bitmaps {
+            true => Made { image: super::bitmaps::add(made.image.to_vec()).into(), ..made },
+            false => made,
+        }
     }
 
     fn make_by_engine(&self, backing: &[u8]) -> Made {
