@@ -9,12 +9,14 @@ mod support;
 
 mod amend;
 mod bench;
+mod bitmap;
 mod chain;
 mod check;
 mod compare;
 mod convert;
 mod convert_qcow2;
 mod create;
+mod dd;
 mod errors;
 mod gate;
 mod hostile;

@@ -62,6 +62,8 @@ const VERBS: &[Verb] = &[
     verb!(rebase),
     verb!(measure),
     verb!(snapshot),
+    verb!(bitmap),
+    verb!(dd),
     verb!(bench),
     verb!(io),
     verb!(read),

@@ -9,12 +9,15 @@
 
 mod amend;
 mod bench;
+mod bitmap;
+mod bitmap_map;
 mod check;
 mod cli;
 mod commit;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod escape;
 mod failure;
 mod format_options;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Command};
 use cowshed::image::{Extent, ExtentKind, Format, LayerInfo};
 
+use crate::bitmap_map;
 use crate::cli::Session;
 use crate::escape;
 use crate::failure::Failure;
@@ -31,6 +32,9 @@ pub(crate) fn command() -> Command {
             options::value("length", 'l', "max-length", "LENGTH")
                 .help("Look at LENGTH bytes at most"),
         )
+        .arg(options::long_value("bitmap", "bitmap", "NAME").help(
+            "Show which parts of the disk the persistent bitmap NAME marks as changed, instead",
+        ))
         .arg(options::output())
         .args(options::opening())
         .args(options::caches())
@@ -47,6 +51,11 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
 
     open::block_on(async {
         let image = opening.open(&name).await?;
+        if let Some(bitmap) = options::text(matches, "bitmap") {
+            let end = length.map_or(u64::MAX, |length| first.saturating_add(length));
+            bitmap_map::print(&image, bitmap, first..end, output, session).await?;
+            return Ok(0);
+        }
         let layers: Vec<_> = image.layers().map(Layer::new).collect();
         let mut table = Table { output, layers: &layers, current: None };
         table.begin(session)?;
@@ -232,6 +241,6 @@ impl<'a> Table<'a> {
 }
 
 /// C's `%#x`: zero has no prefix.
-fn hexadecimal(number: u64) -> String {
+pub(crate) fn hexadecimal(number: u64) -> String {
     if number == 0 { "0".to_owned() } else { format!("{number:#x}") }
 }

@@ -155,7 +155,9 @@ async fn resize(
         return Err(failed("The new size must be a multiple of 512"));
     }
     image.resize(size, options).await.map_err(|error| match &error {
-        Error::InvalidArgument(message) => failed(message),
+        Error::InvalidArgument(message) => {
+            failed(message).with_hint(crate::bitmap::advice(&error, persona))
+        }
         _ => failed(&open::reason(&error)),
     })?;
     let now = image.virtual_size();

@@ -14,15 +14,17 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{ArgAction, ArgMatches, Command};
-use cowshed::format::Autoclear;
+use cowshed::format::{BitmapDirectoryEntry, BitmapFlags, Version};
 use cowshed::image::Format;
 
 use crate::cli::Session;
 use crate::create;
-use crate::failure::Failure;
+use crate::escape;
+use crate::failure::{Failure, warn};
 use crate::format_options::{self, FormatOptions, OptionError};
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
+use crate::persona::Persona;
 use crate::progress::Progress;
 use crate::size::SIZE_MAX;
 
@@ -121,11 +123,11 @@ pub(crate) fn command() -> Command {
         )
         .arg(
             long_flag("bitmaps", "bitmaps")
-                .help("Copy bitmaps too. Not supported yet: refused if the source has any"),
+                .help("Copy persistent bitmaps too, into a qcow2 image"),
         )
         .arg(
             long_flag("skip-broken-bitmaps", "skip-broken-bitmaps")
-                .help("Not supported, as --bitmaps"),
+                .help("With --bitmaps: leave out those that are inconsistent, with a warning"),
         )
         .arg(
             long_flag("target-image-opts", "target-image-opts")
@@ -185,6 +187,10 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let backing =
             format_options.given("backing_file").or_else(|| options::text(matches, "backing"));
         what_cannot_be(matches, &format_options, backing, &sources, format)?;
+        let bitmaps = match matches.get_flag("bitmaps") {
+            true => bitmaps_to_copy(&sources[0], &names[0], matches, session.persona).await?,
+            false => Vec::new(),
+        };
         let target_options = TargetOptions {
             create: !matches.get_flag("no-create"),
             is_zero: matches.get_flag("target-is-zero"),
@@ -197,6 +203,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             persona: session.persona,
         };
         let target = Target::open(&target_name, format, len, &target_options).await?;
+        if matches.get_flag("bitmaps") {
+            target.must_have_bitmaps()?;
+        }
         let copy = Copy {
             parts,
             len,
@@ -213,6 +222,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             usize::try_from(parallel.unwrap_or(PARALLEL_DEFAULT)).unwrap_or(1),
             &mut progress,
         )?;
+        for bitmap in &bitmaps {
+            target.copy_bitmap(&sources[0], bitmap).await?;
+        }
         target.close().await?;
         progress.complete()?;
         Ok(0)
@@ -313,18 +325,42 @@ fn what_cannot_be(
         "Compression and preallocation not supported at the same time"
     } else if bitmaps && sources.len() > 1 {
         "Copying bitmaps only possible with single source"
-    } else if bitmaps && sources.iter().any(|image| image.header().is_none()) {
+    } else if bitmaps && !sources.iter().all(can_have_bitmaps) {
         "Source lacks bitmap support"
     } else if bitmaps && format == Format::Raw {
         "Format driver 'raw' does not support bitmaps"
-    } else if bitmaps && sources.iter().any(has_bitmaps) {
-        "--bitmaps is not supported: bitmaps cannot be written yet"
     } else {
         return Ok(());
     };
     Err(Failure::message(problem))
 }
 
-fn has_bitmaps(image: &DiskImage) -> bool {
-    image.header().is_some_and(|header| header.autoclear.contains(Autoclear::BITMAPS))
+fn can_have_bitmaps(image: &DiskImage) -> bool {
+    image.header().is_some_and(|header| header.version == Version::V3)
+}
+
+/// The bitmaps of the source that the target is to have.
+async fn bitmaps_to_copy(
+    image: &DiskImage,
+    name: &OsString,
+    matches: &ArgMatches,
+    persona: Persona,
+) -> Result<Vec<BitmapDirectoryEntry>, Failure> {
+    let loaded = image.load_bitmaps().await;
+    let mut bitmaps = loaded.map_err(|error| Failure::open(name, open::reason(&error)))?;
+    let broken: Vec<_> = bitmaps
+        .extract_if(.., |bitmap| bitmap.flags.contains(BitmapFlags::IN_USE))
+        .map(|bitmap| escape::terminal(&bitmap.name))
+        .collect();
+    if !matches.get_flag("skip-broken-bitmaps")
+        && let Some(bitmap) = broken.first()
+    {
+        let advice = "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it";
+        return Err(Failure::message(format!("Cannot copy inconsistent bitmap '{bitmap}'"))
+            .with_hint((persona != Persona::Cowshed).then(|| advice.to_owned())));
+    }
+    for bitmap in broken {
+        warn(&format!("{}: warning: Skipping inconsistent bitmap '{bitmap}'", persona.name()));
+    }
+    Ok(bitmaps)
 }

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cowshed::Error;
+use cowshed::format::{BitmapDirectoryEntry, BitmapFlags, Version};
 use cowshed::image::{WriteOptions, ZeroMode};
 use cowshed::rt::ThreadWorkers;
 
+use crate::escape;
 use crate::failure::Failure;
 use crate::format_options::OptionError;
 use crate::new_image::{NewImage, backing_path, identity};
@@ -116,6 +118,30 @@ impl Qcow2Target {
         }
         let written = self.image.write_zeroes_at(offset, len, ZeroMode::MayUnmap).await;
         written.map_err(|error| self.write_failed(offset, &error))
+    }
+
+    /// Whether its version has bitmaps.
+    pub(super) fn can_have_bitmaps(&self) -> bool {
+        self.image.header().is_some_and(|header| header.version == Version::V3)
+    }
+
+    /// Gives it a bitmap of a source, with what that marks.
+    pub(super) async fn copy_bitmap(
+        &self,
+        source: &DiskImage,
+        bitmap: &BitmapDirectoryEntry,
+    ) -> Result<(), Failure> {
+        let name = &bitmap.name;
+        let failed = |what: &str, error: &Error| {
+            let name = escape::terminal(name);
+            let reason = crate::bitmap::reason(error);
+            Failure::message(format!("Failed to {what} bitmap {name}: {reason}"))
+        };
+        let enabled = bitmap.flags.contains(BitmapFlags::AUTO);
+        let added = self.image.add_bitmap(name, Some(bitmap.granularity()), enabled).await;
+        added.map_err(|error| failed("create", &error))?;
+        let merged = self.image.merge_bitmap_from(name, source, name).await;
+        merged.map_err(|error| failed("populate", &error))
     }
 
     /// Writes what is left and closes the image.

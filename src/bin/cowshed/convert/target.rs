@@ -3,10 +3,12 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use cowshed::format::BitmapDirectoryEntry;
 use cowshed::image::Format;
 
 use crate::failure::Failure;
 use crate::format_options::{FormatOptions, OptionError};
+use crate::open::DiskImage;
 use crate::persona::Persona;
 
 use super::qcow2_target::Qcow2Target;
@@ -124,6 +126,29 @@ impl Target {
         match self {
             Self::Raw(target) => target.write_zeros(offset, len),
             Self::Qcow2(target) => target.write_zeros(offset, len).await,
+        }
+    }
+
+    /// Asks whether it can have bitmaps.
+    pub(super) fn must_have_bitmaps(&self) -> Result<(), Failure> {
+        match self {
+            Self::Qcow2(target) if target.can_have_bitmaps() => Ok(()),
+            Self::Raw(_) | Self::Qcow2(_) => {
+                let format = if matches!(self, Self::Raw(_)) { "raw" } else { "qcow2" };
+                Err(Failure::message(format!("Format driver '{format}' does not support bitmaps")))
+            }
+        }
+    }
+
+    /// Gives it a bitmap of a source, with what that marks.
+    pub(super) async fn copy_bitmap(
+        &self,
+        source: &DiskImage,
+        bitmap: &BitmapDirectoryEntry,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Raw(_) => Ok(()),
+            Self::Qcow2(target) => target.copy_bitmap(source, bitmap).await,
         }
     }
 
