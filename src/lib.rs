@@ -8,6 +8,7 @@
 #![cfg_attr(not(feature = "write"), allow(dead_code, unused_imports))]
 
 pub mod cache;
+pub mod crypt;
 pub mod error;
 pub mod format;
 pub mod image;
