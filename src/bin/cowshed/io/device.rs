@@ -14,6 +14,7 @@ use cowshed::rt::SmolTimer;
 use crate::failure::{Failure, warn};
 use crate::open::{self, DiskImage, Opening};
 use crate::persona::Persona;
+use crate::secret::{Keys, Secrets};
 use crate::wording;
 
 use super::number::SECTOR_LEN_BYTES;
@@ -44,6 +45,7 @@ pub(super) struct Device {
 pub(super) struct Opener {
     pub(super) persona: Persona,
     pub(super) allow: Vec<PathBuf>,
+    pub(super) secrets: Secrets,
 }
 
 impl Opener {
@@ -66,12 +68,17 @@ impl Opener {
         {
             return Err(failed(format!("Unknown driver '{driver}'").into()));
         }
+        let mut own = settings.clone();
+        let mut keys = Keys::new(self.secrets.clone(), None);
+        keys.take_ids(&mut own.names);
+        let said = own.names.remove("encrypt.format");
         let flags = settings.generic().map_err(failed)?;
         let is_guess = driver.is_none();
         let mut opening = Opening::new(self.persona)
             .format(driver)
             .force_share(flags.force_share)
             .allow(self.allow.clone())
+            .keys(keys, said)
             .direct(flags.direct)
             .caches(settings.caches().map_err(failed)?);
         let write = settings.write(&flags).map_err(failed)?;
@@ -80,7 +87,7 @@ impl Opener {
         }
         let source = opening.source(&file).await?;
         let format = source.format;
-        settings.known(format.name()).map_err(failed)?;
+        own.known(format.name()).map_err(failed)?;
         let opened = opening.opened(&file, source, None).await?;
         let opened = opened.map_err(|error| failed(open::reason(&error).into()))?;
         if let Err(wrong) = goes_with_version(&opened.image, &write) {
@@ -261,6 +268,8 @@ fn refuse(settings: &Settings) -> Result<(), Wrong> {
     for (name, value) in &settings.names {
         let is_refused = match name.as_str() {
             "file.driver" => value != "file" && value != "host_device",
+            "encrypt.format" => false,
+            name if name.ends_with("encrypt.key-secret") => false,
             name => ["backing", "data-file", "encrypt"].into_iter().any(|refused| {
                 name.strip_prefix(refused)
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
