@@ -255,8 +255,8 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
         let left = left.map_err(|what| format!("{how}: {what}"))?;
         self.model.borrow_mut().crash(&bytes).map_err(|what| format!("{how}: {what}"))?;
         self.snapshots.borrow_mut().crash(left);
-        if self.made.setup.bitmaps && self.engine.is_qcow2() {
-            let in_use = bitmaps::check(self.plan, &self.made.first, &frozen, &bytes)
+        if self.plan.setup.bitmaps && self.engine.is_qcow2() {
+            let in_use = bitmaps::check(self.plan, &self.plan.setup.make().first, &frozen, &bytes)
                 .map_err(|what| format!("{how}: {what}"))?;
             let before = std::mem::replace(&mut self.in_use, in_use);
             if closed && !self.in_use.is_subset(&before) {
@@ -364,8 +364,8 @@ fn look<E: Engine, G>(
     let bytes = read_all(engine, &frozen)?;
     shared.model.borrow().check_crash(&bytes)?;
     check(engine, plan, &frozen, u64::MAX)?;
-    if made.setup.bitmaps && engine.is_qcow2() {
-        bitmaps::check(plan, &made.first, &frozen, &bytes)?;
+    if plan.setup.bitmaps && engine.is_qcow2() {
+        bitmaps::check(plan, &plan.setup.make().first, &frozen, &bytes)?;
     }
     if random.chance(300) {
         let found = read_snapshots(engine, &frozen)?;
