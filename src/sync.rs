@@ -15,6 +15,11 @@
 //! that depends on nothing but the calls. [`AsyncMutex`] wakes everybody who waits, and whom the executor polls first is the
 //! next holder: there the seed decides. So what is here is deterministic as it is, and the simulator needs no twins.
 //!
+//! # Under a model checker
+//!
+//! With the feature `shuttle`, which the package in `model/` has and this one has not, every lock, event and atomic
+//! here is the checker's or is made of its locks, in `checked.rs`: at each of them the checker decides who goes on.
+//!
 //! Waiting as `async-lock` itself waits would not do: natively its `Mutex` reads the wall clock under contention, to be fair
 //! to whoever has waited for half a millisecond.
 
@@ -23,20 +28,34 @@ use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
 use std::task::Poll;
 
-pub(crate) use async_lock::OnceCell;
-pub(crate) use event_listener::Event;
+#[cfg(feature = "shuttle")]
+mod checked;
+
+#[cfg(not(feature = "shuttle"))]
+mod native {
+    pub(crate) use async_lock::{Mutex as TryMutex, MutexGuard as TryMutexGuard, OnceCell};
+    pub(crate) use event_listener::Event;
+    pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize};
+    pub(crate) use std::sync::{Mutex, MutexGuard};
+}
+
+#[cfg(feature = "shuttle")]
+use checked as types;
+#[cfg(not(feature = "shuttle"))]
+use native as types;
+
 pub(crate) use std::sync::Arc;
-pub(crate) use std::sync::MutexGuard;
-pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicU64 as AtomicWord, Ordering};
+pub(crate) use types::{AtomicU64, AtomicUsize, Event, MutexGuard, OnceCell};
 
 /// A synchronous lock. A panic under it does not poison it: what it guards must be whole between any two steps.
 #[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+pub(crate) struct Mutex<T>(types::Mutex<T>);
 
 impl<T> Mutex<T> {
     /// Guards `value`.
     pub(crate) fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
+        Self(types::Mutex::new(value))
     }
 
     /// Waits for the lock on this thread. The wait is as long as the holder's section: see the module.
@@ -49,7 +68,7 @@ impl<T> Mutex<T> {
 /// here want the same work done, and the first of them does it for all.
 #[derive(Debug, Default)]
 pub(crate) struct AsyncMutex<T> {
-    inner: async_lock::Mutex<T>,
+    inner: types::TryMutex<T>,
     released: Event,
 }
 
@@ -83,7 +102,7 @@ impl<T> AsyncMutex<T> {
 #[derive(Debug)]
 pub(crate) struct AsyncMutexGuard<'a, T> {
     /// Taken by the drop only, so that the lock is free before anybody is woken.
-    inner: Option<async_lock::MutexGuard<'a, T>>,
+    inner: Option<types::TryMutexGuard<'a, T>>,
     released: &'a Event,
 }
 

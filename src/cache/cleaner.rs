@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 
+use super::mutant::{self, Mutant};
 use super::table::TableCache;
 use crate::sync::{Arc, Event, Mutex, yield_now};
 use crate::timer::Timer;
@@ -64,8 +65,9 @@ impl Cleaner {
     pub async fn run<T: Timer>(self, timer: T) {
         loop {
             // Before the plan is read: see the module.
-            let woken = self.shared.wake.listen();
+            let woken = unless(Mutant::CleanerLooksFirst, || self.shared.wake.listen());
             let Some(interval) = self.shared.interval() else { return };
+            let woken = woken.unwrap_or_else(|| self.shared.wake.listen());
             // Cancel: nothing has been begun.
             if let Either::Left(_) = select(woken, pin!(timer.sleep(interval))).await {
                 continue;
@@ -280,18 +282,19 @@ impl Shared {
     fn stop(&self) {
         let mut plan = self.plan.lock();
         plan.stop = true;
-        let caches = plan.caches.take();
+        let caches = unless(Mutant::StepAfterStop, || plan.caches.take());
         drop(plan);
         drop(caches);
-        self.wake.notify(usize::MAX);
+        unless(Mutant::StopWithoutWake, || self.wake.notify(usize::MAX));
     }
 
     async fn join(&self) {
         loop {
-            let idle = self.idle.listen();
-            if !self.plan.lock().working {
+            let idle = unless(Mutant::JoinLooksFirst, || self.idle.listen());
+            if !self.plan.lock().working || mutant::is(Mutant::JoinWithoutWait) {
                 return;
             }
+            let idle = idle.unwrap_or_else(|| self.idle.listen());
             // Cancel: nothing is held.
             idle.await;
         }
@@ -302,6 +305,11 @@ impl Shared {
         let plan = self.plan.lock();
         plan.exited || (plan.stop && !plan.working)
     }
+}
+
+/// Does what `mutant` leaves out.
+fn unless<R>(mutant: Mutant, act: impl FnOnce() -> R) -> Option<R> {
+    (!mutant::is(mutant)).then(act)
 }
 
 /// A step under way; its end is its drop, so that a panic in it ends it too.

@@ -49,6 +49,10 @@
 //! This module must not know the image, guest offsets, or what the words of a slice say.
 
 mod cleaner;
+#[cfg(feature = "sim")]
+pub mod mutant;
+#[cfg(not(feature = "sim"))]
+mod mutant;
 mod options;
 mod scratch;
 mod slot;

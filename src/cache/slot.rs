@@ -2,7 +2,7 @@
 //!
 //! A slot changes its state only under its stripe's lock. This file must not know stripes, budgets or I/O.
 
-use crate::sync::{Arc, AtomicU64, OnceCell, Ordering};
+use crate::sync::{Arc, AtomicWord, OnceCell, Ordering};
 
 /// A slice of a table, pinned: a run of its bytes as big-endian words of 64 bits. A clone is the same slice, and
 /// pins it as well.
@@ -11,13 +11,13 @@ use crate::sync::{Arc, AtomicU64, OnceCell, Ordering};
 #[derive(Debug, Clone)]
 pub struct Slice {
     /// Words in the order of bytes that they have on disk, so that loading is copying.
-    words: Arc<[AtomicU64]>,
+    words: Arc<[AtomicWord]>,
 }
 
 impl Slice {
     /// A slice of `len_bytes`, a multiple of 8, of zeros.
     pub(super) fn blank(len_bytes: usize) -> Self {
-        Self { words: (0..len_bytes / 8).map(|_| AtomicU64::new(0)).collect() }
+        Self { words: (0..len_bytes / 8).map(|_| AtomicWord::new(0)).collect() }
     }
 
     /// Becomes `bytes`, which must be as long as the slice.

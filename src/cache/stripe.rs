@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use super::mutant::{self, Mutant};
 use super::slot::{HEAT_USED, Load, Slice, Slot, State};
 use crate::sync::Arc;
 
@@ -136,7 +137,9 @@ impl Stripe {
         let Some(&index) = self.index.get(&key) else { return false };
         let slot = &mut self.slots[index as usize];
         let State::Writing { slice, dirty } = &slot.state else { return false };
-        let (slice, dirty) = (slice.clone(), *dirty);
+        let dirty = *dirty && !mutant::is(Mutant::CleanThoughChanged);
+        let written = written || mutant::is(Mutant::CleanAfterFailure);
+        let slice = slice.clone();
         slot.state = if written && !dirty { State::Clean(slice) } else { State::Dirty(slice) };
         !written && !dirty
     }
@@ -234,10 +237,15 @@ impl Stripe {
     pub(super) fn sweep(&mut self, first: usize, dropped: &mut Dropped) -> Option<usize> {
         for index in first..self.slots.len() {
             let slot = &mut self.slots[index];
-            let State::Clean(slice) = &slot.state else { continue };
+            let slice = match &slot.state {
+                State::Clean(slice) => slice,
+                State::Dirty(slice) if mutant::is(Mutant::SweepDirty) => slice,
+                _ => continue,
+            };
+            let is_pinned = slice.is_pinned() && !mutant::is(Mutant::SweepPinned);
             // New pins are made under this lock only, so one that is seen unpinned stays so. A pin begins with a use
             // and its mark is left alone: whenever the pin ends after this sweep, the slice survives the next one.
-            if !slice.is_pinned() && !std::mem::take(&mut slot.used_since_pass) {
+            if !is_pinned && !std::mem::take(&mut slot.used_since_pass) {
                 self.counts.cleaned += 1;
                 // OK to cast: slots are numbered in u32, see `get`.
                 #[allow(clippy::cast_possible_truncation)]
@@ -256,6 +264,34 @@ impl Stripe {
         None
     }
 
+    /// What [`Mutant::SweepWithoutLock`] does first: it notes what a sweep would take, and where to go on.
+    pub(super) fn note(&mut self, first: usize) -> (Vec<u32>, Option<usize>) {
+        let mut noted = Vec::new();
+        for index in first..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let State::Clean(slice) = &slot.state else { continue };
+            if !slice.is_pinned() && !std::mem::take(&mut slot.used_since_pass) {
+                noted.extend(u32::try_from(index));
+            }
+            if noted.len() == DROPPED_MAX {
+                return (noted, Some(index + 1));
+            }
+        }
+        (noted, None)
+    }
+
+    /// What [`Mutant::SweepWithoutLock`] does then: it takes what it has noted, whatever is there now.
+    pub(super) fn take_noted(&mut self, noted: Vec<u32>, dropped: &mut Dropped) {
+        for index in noted {
+            let is_there =
+                self.slots.get(index as usize).is_some_and(|it| it.state.slice().is_some());
+            if is_there && let Some(slice) = self.vacate(index) {
+                self.counts.cleaned += 1;
+                dropped.push(slice);
+            }
+        }
+    }
+
     /// The number of slots, vacant ones included.
     pub(super) fn slots(&self) -> usize {
         self.slots.len()
@@ -268,7 +304,12 @@ impl Stripe {
         self.vacant.push(index);
         match std::mem::replace(&mut slot.state, State::Vacant) {
             State::Clean(slice) => Some(slice),
-            State::Dirty(_) | State::Writing { .. } => unreachable!("only clean slices go"),
+            State::Dirty(slice) | State::Writing { slice, .. } => {
+                let is_mutant =
+                    mutant::is(Mutant::SweepDirty) || mutant::is(Mutant::SweepWithoutLock);
+                assert!(is_mutant, "only clean slices go");
+                Some(slice)
+            }
             State::Vacant | State::Loading { .. } => None,
         }
     }

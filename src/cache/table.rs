@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
+use super::mutant::{self, Mutant};
 use super::scratch::Scratch;
 use super::slot::{HEAT_USED, Load, Slice};
 use super::statistics::CacheStatistics;
@@ -225,7 +226,17 @@ impl TableCache {
             swept += stripe.0.lock().slots();
             let mut slot = Some(0);
             while let Some(next) = slot {
-                slot = stripe.0.lock().sweep(next, &mut dropped);
+                slot = if mutant::is(Mutant::SweepWithoutLock) {
+                    let (noted, next) = stripe.0.lock().note(next);
+                    mutant::pause();
+                    stripe.0.lock().take_noted(noted, &mut dropped);
+                    next
+                } else {
+                    let mut stripe = stripe.0.lock();
+                    mutant::pause();
+                    stripe.sweep(next, &mut dropped)
+                };
+                mutant::pause();
                 let slices = dropped.free();
                 self.slices.0.fetch_sub(slices, Ordering::Relaxed);
                 freed_bytes += slices * self.entry_bytes;

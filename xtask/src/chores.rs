@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::process::{cargo, command, run, step};
-use crate::{Result, fuzz, paths, real_image, setup};
+use crate::{Result, fuzz, paths, races, real_image, setup};
 
 /// Shows an image: by the command here, by the page in a browser.
 pub(crate) fn demo(image: Option<&Path>, port: u16, serve: bool) -> Result<()> {
@@ -65,6 +65,7 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
         suites.run("test the engine, the command and the documentation", || {
             run(cargo().args(["test", "--workspace", "--all-features", "--no-fail-fast"]))
         });
+        suites.run("check the protocols of the cache and its cleaner", || races::model(None));
     }
     if browser {
         suites.run("test the engine in Chromium", wasm_tests);

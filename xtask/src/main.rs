@@ -10,6 +10,7 @@ mod chores;
 mod fuzz;
 mod paths;
 mod process;
+mod races;
 mod real_image;
 mod setup;
 
@@ -38,6 +39,9 @@ Chores of the cowshed project.
   cargo xtask sim [--seeds N] [--from SEED]
       Lives through N seeds (10,000 if not given) in the simulator, optimised: disks that lose power and fail. Prints
       seeds, states after a power loss, states a second, and of a failure its seed and its fewest requests.
+  cargo xtask model [--schedules N]
+      Checks the protocols of the cache, its cleaner and the image under N schedules each (4,000 if not given; the image's
+      get a tenth), and that mutants of them are found.
 ";
 
 fn main() -> ExitCode {
@@ -96,6 +100,11 @@ fn chore(arguments: &[String]) -> Result<()> {
             let from = rest.value("--from")?.map(|seed| seed.parse()).transpose()?;
             rest.end()?;
             chores::sim(seeds.unwrap_or(10_000), from.unwrap_or(0))
+        }
+        Some("model") => {
+            let schedules = rest.value("--schedules")?.map(|number| number.parse()).transpose()?;
+            rest.end()?;
+            races::model(schedules)
         }
         Some("help" | "--help" | "-h") | None => {
             print!("{HELP}");
