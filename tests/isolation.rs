@@ -3,10 +3,13 @@
 #![cfg(not(target_family = "wasm"))]
 
 use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cowshed::image::{
-    CreateOptions, Image, OpenOptions, RefuseAll, Source, WriteOptions, ZeroMode, create,
+    Answer, CreateOptions, Format, Image, OpenOptions, Reference, RefuseAll, Source, WriteOptions,
+    ZeroMode, create,
 };
 use cowshed::storage::{Buf, MemoryStorage, SendStorage, StorageLimits};
 use futures::executor::block_on;
@@ -58,13 +61,22 @@ mod gate {
 struct Holding {
     memory: MemoryStorage,
     held: Mutex<Option<u8>>,
+    /// Whether flushes are held, too.
+    holds_flushes: AtomicBool,
+    discarded: Mutex<Vec<Range<u64>>>,
     gate: Gate,
 }
 
 impl Holding {
     fn new() -> Self {
         let memory = MemoryStorage::new(Vec::new());
-        Self { memory, held: Mutex::new(None), gate: Gate::default() }
+        Self {
+            memory,
+            held: Mutex::new(None),
+            holds_flushes: AtomicBool::new(false),
+            discarded: Mutex::default(),
+            gate: Gate::default(),
+        }
     }
 
     /// Holds writes that begin with `byte`.
@@ -101,10 +113,14 @@ impl SendStorage for Holding {
     }
 
     async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.discarded.lock().unwrap().push(offset..offset + len);
         SendStorage::discard(&self.memory, offset, len).await
     }
 
     async fn flush(&self) -> io::Result<()> {
+        if self.holds_flushes.load(Ordering::SeqCst) {
+            self.gate.pass().await;
+        }
         SendStorage::flush(&self.memory).await
     }
 
@@ -275,5 +291,69 @@ fn close_waits_for_what_is_in_flight() {
         let gate = RefuseAll::new();
         let again = Image::open(source, &gate, OpenOptions::default());
         assert!(read(&again.await.unwrap().image, 0).await == [4; CLUSTER]);
+    });
+}
+
+/// The gate to a data file.
+struct DataGate(Arc<Holding>);
+
+impl cowshed::image::Gate for DataGate {
+    type Storage = Arc<Holding>;
+
+    async fn open(&self, _reference: &Reference<'_>) -> cowshed::Result<Answer<Arc<Holding>>> {
+        let storage = Arc::clone(&self.0);
+        let format = Format::Raw;
+        Ok(Answer::Open(Source { storage, format, location: "data".into(), identity: None }))
+    }
+}
+
+#[test]
+fn space_in_a_data_file_is_given_up_when_no_power_loss_can_ask_for_it() {
+    block_on(async {
+        let (storage, data) = (Arc::new(Holding::new()), Arc::new(Holding::new()));
+        let mut options = CreateOptions::new(1 << 20);
+        options.cluster_size = CLUSTER as u64;
+        options.data_file = Some(b"data".to_vec());
+        create(&storage, Some(&data), &options).await.unwrap();
+        let mut options = OpenOptions::default();
+        options.write = Some(WriteOptions::default());
+        let source = Source::qcow2(Arc::clone(&storage), "image");
+        let gate = DataGate(Arc::clone(&data));
+        let image = Image::open(source, &gate, options).await.unwrap().image;
+        let discard = || image.discard_at(0, CLUSTER as u64);
+
+        image.write_at(&[1; CLUSTER], 0).await.unwrap();
+        image.flush().await.unwrap();
+        {
+            // A request is in flight, so that the space is not given up at once.
+            data.hold(2);
+            let other = image.write_at(&[2; CLUSTER], 1 << 16);
+            pin_mut!(other);
+            assert!(poll!(&mut other).is_pending());
+            discard().await.unwrap();
+            image.flush().await.unwrap();
+            image.write_at(&[3; CLUSTER], 0).await.unwrap();
+            image.flush().await.unwrap();
+            data.let_go();
+            other.await.unwrap();
+        }
+        assert_eq!(*data.discarded.lock().unwrap(), []);
+        // The first discard's turn comes in a flush that does not make the second one durable.
+        storage.holds_flushes.store(true, Ordering::SeqCst);
+        storage.gate.close();
+        {
+            let flush = image.flush();
+            pin_mut!(flush);
+            assert!(poll!(&mut flush).is_pending());
+            discard().await.unwrap();
+            storage.gate.open();
+            flush.await.unwrap();
+        }
+        assert_eq!(*data.discarded.lock().unwrap(), [], "the mapping on disk is the old one");
+        image.flush().await.unwrap();
+        image.flush().await.unwrap();
+        let cluster = 0..CLUSTER as u64;
+        assert_eq!(*data.discarded.lock().unwrap(), [cluster]);
+        image.close().await.unwrap();
     });
 }

@@ -296,10 +296,14 @@ impl<S: Storage> Top<'_, S> {
         let mut at = clusters.start << bits;
         while at < end {
             let Ok(run) = self.image.layers[0].run(at, end - at).await else { return };
-            if matches!(
+            let unmapped = matches!(
                 run.kind,
                 RunKind::Zero { host: None } | RunKind::Unallocated { host: None }
-            ) {
+            );
+            // They may have been mapped again since, durably, and unmapped in memory alone: then what is there is what a
+            // power loss leaves, and the later unmapping punches.
+            let guest = at >> bits..(at + run.len).div_ceil(1 << bits);
+            if unmapped && !self.writer.frees.lock().unmaps(&guest) {
                 let landing = self.writer.settling.begin(None, file, at..at + run.len);
                 let _ = blocks.discard(storage, at, run.len).await;
                 landing.end();

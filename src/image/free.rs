@@ -75,6 +75,15 @@ impl Frees {
         self.unmapped_clusters > UNMAPPED_MANY
     }
 
+    /// Whether guest clusters wait whose unmapping the disk may not know yet.
+    pub(crate) fn unmaps(&self, guest: &Range<u64>) -> bool {
+        self.unmapped.iter().any(|free| {
+            free.reason == FreeReason::DataFile
+                && free.clusters.start < guest.end
+                && guest.start < free.clusters.end
+        })
+    }
+
     /// Whether anything waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.unmapped.is_empty() && self.durable.is_empty()

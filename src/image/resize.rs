@@ -205,9 +205,11 @@ impl<S: Storage> Top<'_, S> {
         let landing = self.writer.settling.begin(None, File::Image, len..u64::MAX);
         let cut = metadata.storage().set_len(len).await;
         landing.end();
-        // A courtesy, as a device has the length that it has.
+        // A courtesy, as a device has the length that it has. What is behind the end is zeros only if it was cut off.
         if cut.is_ok() {
             metadata.cut_to(len);
+            // Cancel: zeros are written where there would be zeros.
+            self.writer.allocator.lock().await.cut(end);
         }
         Ok(())
     }
@@ -319,9 +321,12 @@ impl<S: Storage> Top<'_, S> {
 
     /// Makes the entries from guest offset `start` to `end`, in one slice, unallocated, and gives up what they refer to.
     async fn unmap(&self, start: u64, end: u64) -> Result<()> {
-        let cluster_size = self.layer.geometry.cluster_size();
+        let bits = self.layer.geometry.cluster_bits();
+        let clusters = start >> bits..end >> bits;
+        // Nobody else is in, but for a commit that punches holes where nothing is mapped.
+        let _claim = self.writer.claims.claim(clusters.start..=clusters.end - 1).await;
         let place = self.own_place(start).await?;
-        let old = place.entries(self, (end - start) / cluster_size);
+        let old = place.entries(self, clusters.end - clusters.start);
         if old.iter().all(|entry| *entry == L2Entry::default()) {
             return Ok(());
         }
@@ -329,6 +334,7 @@ impl<S: Storage> Top<'_, S> {
         for entry in &old {
             self.free_entry(entry, FreeReason::Request);
         }
+        self.free_in_data_file(clusters);
         Ok(())
     }
 

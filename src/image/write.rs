@@ -9,7 +9,7 @@ use std::ops::Range;
 use futures::future::try_join3;
 
 use crate::error::{Error, Result, Structure};
-use crate::format::{ClusterKind, GuestOffset, HostOffset, L2Entry};
+use crate::format::{Autoclear, ClusterKind, GuestOffset, HostOffset, L2Entry};
 use crate::storage::{Blocks, Storage};
 
 use super::Image;
@@ -560,6 +560,18 @@ impl<'a, S: Storage> Top<'a, S> {
             }
             Ok(ClusterKind::Compressed(cluster)) => self.free(cluster.host, cluster.len, reason),
             _ => {}
+        }
+    }
+
+    /// Notes that guest clusters have lost their places in an external data file just now: their space there is given up when
+    /// their mapping has gone for good.
+    pub(super) fn free_in_data_file(&self, clusters: Range<u64>) {
+        let layer = self.layer;
+        let is_raw = layer.header.get().autoclear.contains(Autoclear::DATA_FILE_RAW);
+        if layer.context.data_file() && !is_raw && self.writer.options.pass_discard_request {
+            let bits = layer.geometry.cluster_bits();
+            let len = (clusters.end - clusters.start) << bits;
+            self.free(HostOffset::new(clusters.start << bits), len, FreeReason::DataFile);
         }
     }
 

@@ -242,11 +242,8 @@ impl<S: Storage> Top<'_, S> {
         for entry in &gone {
             self.free_entry(entry, reason);
         }
-        let external = self.layer.context.data_file() && !is_raw;
-        if !gone.is_empty() && external && self.writer.options.pass_discard_request {
-            // Their space in the data file goes when their mapping has gone for good.
-            let len = (new.len() as u64) << bits;
-            self.free(HostOffset::new(first << bits), len, FreeReason::DataFile);
+        if !gone.is_empty() {
+            self.free_in_data_file(first..first + new.len() as u64);
         }
         Ok(done)
     }
