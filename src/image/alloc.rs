@@ -261,10 +261,9 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(last)
     }
 
-    /// Gives up the free clusters behind the last one that is in use, and returns the number of the first of them. Nobody
-    /// may be writing.
-    pub(super) async fn trim_end(&self) -> Result<u64> {
-        let mut allocator = self.writer.allocator.lock().await;
+    /// The number of the first of the free clusters behind the last one that is in use.
+    pub(super) async fn used_end(&self) -> Result<u64> {
+        let allocator = self.writer.allocator.lock().await;
         let mut end = allocator.end;
         while end > 1 {
             let slices = [self.refcount_slice(end - 1).await?];
@@ -275,7 +274,6 @@ impl<'a, S: Storage> Top<'a, S> {
             }
             end -= 1;
         }
-        allocator.cut(end);
         Ok(end)
     }
 
@@ -489,21 +487,21 @@ impl<'a, S: Storage> Top<'a, S> {
             table[fit(first_block + block)?] = (area + block) << bits;
         }
         let table: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        // Whatever becomes of what follows, this place is not taken for one that reads as zeros.
+        allocator.end = allocator.end.max(area + blocks + table_clusters);
         self.write_metadata(HostOffset::new(area << bits), &refcounts).await?;
         self.write_metadata(table_at, &table).await?;
         self.barrier().await?;
         let clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
-        // Whatever becomes of the header's write, this place is not used for anything else.
-        allocator.end = allocator.end.max(area + blocks + table_clusters);
         self.update_header(|header| {
             header.refcount_table_offset = table_at;
             header.refcount_table_clusters = clusters;
         })
         .await?;
-        self.barrier().await?;
-
+        // From here on nothing is awaited and nothing fails: the header and the table in memory are one.
+        let len = table.len() / 8;
         let mut table = self.writer.refcount_table.lock();
-        table.replace(table_at, fit(len_bytes / RefcountTableEntry::LEN)?);
+        table.replace(table_at, len);
         for block in 0..blocks {
             let host = HostOffset::new((area + block) << bits);
             table.store_durable(first_block + block, host);
@@ -514,7 +512,7 @@ impl<'a, S: Storage> Top<'a, S> {
             ownership.take(cluster, Owner::Metadata);
         }
         drop(ownership);
-        // The header's change is durable: nothing refers to the old table.
+        // The old table becomes free by the next commit, which makes the header's change durable.
         let old = old_offset.get() >> bits;
         let old = old..old + geometry.clusters_for(old_len * RefcountTableEntry::LEN);
         let epoch = self.image.requests.epoch();

@@ -193,9 +193,9 @@ impl<S: Storage> Top<'_, S> {
         self.barrier().await
     }
 
-    /// Cuts off the clusters at the end of the file that are free.
+    /// Cuts off the clusters at the end of the file that are free. Nobody may be writing.
     async fn trim_file(&self) -> Result<()> {
-        let end = self.trim_end().await?;
+        let end = self.used_end().await?;
         let len = end << self.layer.geometry.cluster_bits();
         let metadata = &self.layer.metadata;
         if len >= metadata.file_len() {
