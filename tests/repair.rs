@@ -19,7 +19,8 @@ use cowshed::image::check::{
     RepairStep, check_storage, repair_storage,
 };
 use cowshed::image::{
-    Format, Image, OpenOptions, RefuseAll, SnapshotSelector, Source, WriteOptions,
+    CreateOptions, Format, Image, OpenOptions, RefuseAll, SnapshotSelector, Source, WriteOptions,
+    create,
 };
 use cowshed::storage::{Buf, MemoryStorage, SendStorage};
 use futures::executor::block_on;
@@ -634,6 +635,66 @@ fn unknown_autoclear_features_are_cleared_by_a_repair() {
 }
 
 /// Opens the image for writing, and gives the bytes that it has then.
+#[test]
+fn entry_that_cannot_be_zeroed_is_reported_with_all_that_is_wrong_with_it() {
+    let mut options = CreateOptions::new(1 << 20);
+    options.cluster_size = 4096;
+    let storage = Arc::new(MemoryStorage::default());
+    block_on(async {
+        create(&storage, None, &options).await.unwrap();
+        let mut options = OpenOptions::default();
+        options.write = Some(WriteOptions::default());
+        let source = Source::qcow2(Arc::clone(&storage), "image");
+        let image = Image::open(source, &RefuseAll::new(), options).await.unwrap().image;
+        image.write_at(&[1; 8192], 0).await.unwrap();
+        image.close().await.unwrap();
+    });
+    let mut bytes = storage.to_vec();
+    let l2 = be::<8>(&bytes, be::<8>(&bytes, 40) as usize) & 0x00ff_ffff_ffff_fe00;
+    let at = l2 as usize;
+    // The first guest cluster lies in the table itself, so that it cannot be written to; the second one is zeros and keeps
+    // a cluster that is neither aligned nor in the file.
+    bytes[at..at + 8].copy_from_slice(&(1 << 63 | l2).to_be_bytes());
+    bytes[at + 8..at + 16].copy_from_slice(&0x0000_0100_0000_0201_u64.to_be_bytes());
+    let (after, report, _) = repair(bytes, Repair::All).unwrap();
+    let (left, _) = check(&after).unwrap();
+    assert_eq!(report.check.corruptions, left.corruptions, "{report:?} {left:?}");
+    assert!(left.corruptions >= 2 && !report.gave_up, "{report:?}");
+    let (again, ..) = repair(after.clone(), Repair::All).unwrap();
+    assert!(again == after);
+}
+
+#[test]
+fn clusters_past_the_end_of_the_file_lose_their_refcounts() {
+    // A power loss keeps a refcount and loses the length that the file had by then.
+    for refcount_bits in [1, 2, 16, 64] {
+        let mut options = CreateOptions::new(1 << 20);
+        options.cluster_size = 512;
+        options.refcount_bits = refcount_bits;
+        let storage = MemoryStorage::default();
+        block_on(create(&storage, None, &options)).unwrap();
+        let sound = storage.into_vec();
+        let block = be::<8>(&sound, be::<8>(&sound, 48) as usize) as usize;
+        let end = sound.len() / 512;
+        for cluster in [end, end + 1, end + 13] {
+            let mut bytes = sound.clone();
+            let bit = cluster * refcount_bits as usize;
+            // The lowest bit of its refcount: numbers are big-endian, and small ones fill a byte from its lowest bit.
+            match refcount_bits {
+                1 | 2 => bytes[block + bit / 8] |= 1 << (bit % 8),
+                bits => bytes[block + bit / 8 + bits as usize / 8 - 1] |= 1,
+            }
+            assert!(bytes != sound, "cluster {cluster}");
+            assert_eq!(check(&bytes).unwrap().0.leaks, 0, "no space is lost");
+            for what in [Repair::Leaks, Repair::All] {
+                let (after, report, _) = repair(bytes.clone(), what).unwrap();
+                assert!(after == sound, "{refcount_bits} bits, cluster {cluster}, {what:?}");
+                assert_eq!((report.leaks_fixed, report.gave_up), (0, false));
+            }
+        }
+    }
+}
+
 fn opened_for_writing(bytes: Vec<u8>) -> (Vec<u8>, Option<cowshed::Error>) {
     let storage = Arc::new(MemoryStorage::new(bytes));
     let mut options = OpenOptions::default();

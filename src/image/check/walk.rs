@@ -355,6 +355,9 @@ impl<'p, 't, C: Cell, O: CheckObserver> Pass<'p, 't, C, O> {
             if zeroed {
                 if self.first {
                     self.tally.repaired(kind, table, place);
+                    if let Some(mending) = &mut self.tally.mending {
+                        mending.zeroed_entries += 1;
+                    }
                 }
                 return;
             }

@@ -14,7 +14,7 @@ use crate::storage::Storage;
 /// Words that are written before the tables are read again.
 const WORDS_MAX: usize = 512 << 10;
 
-/// Zeroes them wherever an L2 table has its cluster to itself.
+/// Zeroes them wherever an L2 table has its cluster to itself, and returns how many are left.
 ///
 /// # Errors
 /// The storage's.
@@ -25,7 +25,7 @@ pub(super) async fn zero<S: Storage, O: CheckObserver>(
     tables_max: usize,
     target: &Target<'_, S>,
     tally: &mut Tally<'_, O>,
-) -> Result<()> {
+) -> Result<u64> {
     let mut left = 0_u64;
     let mut from = 0;
     loop {
@@ -87,12 +87,8 @@ pub(super) async fn zero<S: Storage, O: CheckObserver>(
     }
     if left > 0 {
         tally.observer.step(&RepairStep::TableShared);
-        tally.report.check_errors += left;
-        tally.report.corruptions += left;
-        let mending = fixed(tally);
-        mending.corruptions_fixed = mending.corruptions_fixed.saturating_sub(left);
     }
-    Ok(())
+    Ok(left)
 }
 
 /// What an entry becomes, if it is one of those.

@@ -16,6 +16,10 @@ pub(in crate::image::check) struct Mending {
     pub(in crate::image::check) all: bool,
     /// Entries that keep an unaligned cluster for zeros are going to be zeroed: they refer to nothing any more.
     pub(in crate::image::check) zeroes_entries: bool,
+    /// How many there are.
+    pub(in crate::image::check) zeroed_entries: u64,
+    /// How many there were that could not be zeroed: they stay what they are.
+    pub(super) kept_entries: u64,
     /// An entry that points into a data file lacks its copied flag.
     pub(in crate::image::check) data_flags_differ: bool,
     /// Refcount table and blocks must be built anew.
@@ -52,8 +56,8 @@ impl Mending {
 
     /// Forgets what was learnt, for the metadata is read again. What is mended stays mended.
     pub(super) fn forget(&mut self) {
-        let Self { all, corruptions_fixed, leaks_fixed, .. } = *self;
-        *self = Self { all, corruptions_fixed, leaks_fixed, ..Self::default() };
+        let Self { all, kept_entries, corruptions_fixed, leaks_fixed, .. } = *self;
+        *self = Self { all, kept_entries, corruptions_fixed, leaks_fixed, ..Self::default() };
     }
 
     /// Learns from a finding, and says whether the repair mends it.

@@ -6,7 +6,8 @@
 //! too, those that are too low are raised; where they have no place, or the refcount structures themselves are broken,
 //! refcount table and blocks are built anew. Copied flags follow the refcounts, entries that keep an unaligned cluster
 //! for zeros become zeros, and the snapshot table gets what it lacks. A file that ends inside of a table is extended by
-//! zeros. If nothing is left, the image is neither dirty nor corrupt any more. What the guest reads stays as it is.
+//! zeros. If nothing is left, clusters past the end of the file lose their refcounts, and the image is neither dirty nor
+//! corrupt any more. What the guest reads stays as it is.
 //!
 //! # What it does not do
 //!
@@ -22,6 +23,7 @@
 
 mod entries;
 mod mending;
+mod past_end;
 mod rebuild;
 mod refcounts;
 mod snapshots;
@@ -248,7 +250,7 @@ async fn run<S: Storage, O: CheckObserver>(
         return Ok(End::GaveUp);
     }
     let tables_max = Budget::new(options.memory_bytes_max).tables_max();
-    fixed(tally).zeroes_entries = what == Repair::All;
+    fixed(tally).zeroes_entries = what == Repair::All && fixed(tally).kept_entries == 0;
     let mut differing: Vec<Range<u64>> = Vec::new();
     let mut check = loaded.check(&inventory, options, Job::Survey(&mut differing));
     check.run(tally, true).await?;
@@ -262,10 +264,19 @@ async fn run<S: Storage, O: CheckObserver>(
         fixed(tally).forget();
         return Ok(End::Again);
     }
-    if std::mem::take(&mut fixed(tally).zeroes_entries) && fixed(tally).corruptions_fixed > 0 {
+    if std::mem::take(&mut fixed(tally).zeroes_entries) && fixed(tally).zeroed_entries > 0 {
         let Loaded { layout, source } = &loaded;
-        entries::zero(layout, source, &inventory.l1, tables_max, target, tally).await?;
+        let left = entries::zero(layout, source, &inventory.l1, tables_max, target, tally).await?;
+        if left > 0 {
+            // What cannot be zeroed refers to something still, so everything is counted again.
+            let mending = fixed(tally);
+            mending.kept_entries = left;
+            mending.corruptions_fixed = fixed_before + mending.zeroed_entries.saturating_sub(left);
+            mending.forget();
+            return Ok(End::Again);
+        }
     }
+    tally.report.check_errors += fixed(tally).kept_entries;
 
     if snapshots.corruptions > 0 && !fixed(tally).rebuild {
         let refcounts = Refcounts { layout: &loaded.layout, source: &loaded.source };
@@ -353,6 +364,10 @@ async fn run<S: Storage, O: CheckObserver>(
     {
         fixed(tally).forget();
         return Ok(End::Again);
+    }
+    if tally.report.check_errors == 0 && tally.report.corruptions == 0 {
+        // Nothing refers to what is behind the last cluster in use.
+        past_end::clear(&refcounts, target, loaded.layout.clusters.max(highest + 1)).await?;
     }
     tally.report.image_end_offset = (highest + 1) << loaded.layout.cluster_bits;
     Ok(End::Done)
