@@ -1,6 +1,7 @@
 //! Giving an image another backing file without a change of its disk: what `qemu-img rebase` does before the name changes.
 
 use crate::error::{Error, Result};
+use crate::format::Version;
 use crate::storage::Storage;
 
 use super::Image;
@@ -96,6 +97,8 @@ impl<S: Storage, B: Storage> Rebase<'_, S, B> {
         }
         let unit = len(unit);
         let old_len = self.image.layers().nth(1).map_or(0, |layer| layer.virtual_size);
+        // Entries of version 2 cannot say zero: what is zeros must be written, or `base` would be seen there.
+        let is_v2 = self.image.header().is_some_and(|header| header.version == Version::V2);
         let mut units = self.old.chunks(unit).zip(self.new.chunks(unit)).peekable();
         let mut at = 0;
         while let Some((old, new)) = units.next() {
@@ -109,7 +112,7 @@ impl<S: Storage, B: Storage> Rebase<'_, S, B> {
             if !differs {
                 continue;
             }
-            if offset >= old_len {
+            if offset >= old_len && !is_v2 {
                 // Nothing was there but zeros.
                 let len = bytes.len() as u64;
                 self.image.write_zeroes_at(offset, len, ZeroMode::KeepSpace).await?;

@@ -12,14 +12,17 @@ use cowshed::workers::Workers;
 use futures::executor::block_on;
 use futures::future::join_all;
 
-use super::engine::{Engine, Files, Frozen, Guest};
-use super::model::{BACKING, Contents, Effect, Model, ZEROS};
+use super::engine::{Below, Engine, FILES, Files, Frozen, Guest};
+use super::model::{Contents, Effect, Model, ZEROS};
 use super::qemu_agrees;
 use super::setup::Made;
-use super::workload::{End, Looks, Op, Plan, What, no_faults};
+use super::workload::{End, Looks, Op, Plan, Tail, What, no_faults};
 
 /// How often a crash comes in the middle of the recovery from another, in 1000.
 const AGAIN_PERMILLE: u32 = 250;
+
+/// How often a commit is looked at.
+const COMMIT_LOOKS_MAX: u64 = 12;
 
 /// What came of lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,8 +38,8 @@ pub struct Counts {
     pub repairs: u64,
     /// States that QEMU has checked and compared.
     pub qemu: u64,
-    /// Requests of the image's disk in the first phase.
-    pub calls: u64,
+    /// Requests of each file in the first phase.
+    pub calls: [u64; FILES],
 }
 
 impl Counts {
@@ -49,7 +52,9 @@ impl Counts {
         self.recoveries += other.recoveries;
         self.repairs += other.repairs;
         self.qemu += other.qemu;
-        self.calls += other.calls;
+        for (calls, more) in self.calls.iter_mut().zip(other.calls) {
+            *calls += more;
+        }
     }
 }
 
@@ -72,6 +77,8 @@ struct Shared<'a, G> {
     told: Cell<u64>,
     /// How many more errors of the disks it may hear of, if only one request fails.
     excused: &'a Cell<u64>,
+    /// What lies below the image.
+    below: Below,
 }
 
 /// Carries out `ops`, which are some of the plan's. Returns the hash of the trace, too.
@@ -82,12 +89,13 @@ pub fn live<E: Engine>(engine: &E, plan: &Plan, ops: &[Op]) -> Result<(Counts, u
     let made = plan.setup.make();
     let executor = plan.executor();
     let mut life = Life::new(engine, plan, &made, &executor);
-    if let Some((number, failure)) = plan.named {
-        life.files.image.fail_request(number, failure);
+    if let Some((file, number, failure)) = plan.named {
+        life.files.numbered()[file].unwrap().fail_request(number, failure);
     }
     for (phase, &end) in plan.ends.iter().enumerate() {
         let ops: Vec<Op> = ops.iter().filter(|op| op.phase == phase).copied().collect();
-        life.phase(&ops, end).map_err(|what| format!("phase {phase}: {what}"))?;
+        life.phase(&ops, plan.tails[phase], end)
+            .map_err(|what| format!("phase {phase}: {what}"))?;
     }
     life.counts.borrow_mut().lives = 1;
     let counts = *life.counts.borrow();
@@ -107,6 +115,8 @@ struct Life<'a, 'e, E> {
     /// There may be leaks: the power went, and nothing was repaired.
     leaky: bool,
     excused: Cell<u64>,
+    /// What lies below the image.
+    below: Cell<Below>,
 }
 
 impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
@@ -116,6 +126,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             granule: usize::try_from(plan.granule).unwrap(),
             first: Arc::clone(&made.first),
             backing: made.backing.clone().unwrap_or_default(),
+            other: Arc::clone(&made.other),
         };
         let size = made.first.len() as u64;
         let mut model = Model::new(contents, size, made.setup.size_max.max(size));
@@ -132,11 +143,12 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             workers: plan.how.workers.then(|| executor.workers() as Arc<dyn Workers>),
             leaky: false,
             excused: Cell::new(u64::from(plan.named.is_some())),
+            below: Cell::new(if made.backing.is_some() { Below::Backing } else { Below::Nothing }),
         }
     }
 
     /// Opens the disk, does everything, and closes it or crashes.
-    fn phase(&mut self, ops: &[Op], end: End) -> Result<(), String> {
+    fn phase(&mut self, ops: &[Op], tail: Tail, end: End) -> Result<(), String> {
         let (guest, cleaner) = self.recover()?;
         let executor = self.executor;
         let cleaner = cleaner.map(|cleaner| executor.spawn(cleaner.run(executor.clock())));
@@ -156,18 +168,27 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             heard: Cell::new(0),
             told: Cell::new(0),
             excused: &self.excused,
+            below: self.below.get(),
         };
+        let rebased = Cell::new(None);
+        let (engine, files) = (self.engine, &self.files);
         let mut lanes: BTreeMap<usize, Vec<Op>> = BTreeMap::new();
         for op in ops {
             lanes.entry(op.lane).or_default().push(*op);
         }
         let all = async {
             join_all(lanes.into_values().map(|ops| shared.lane(ops))).await;
+            if let (Tail::Rebase(below), false) = (tail, shared.latched.get()) {
+                let result = engine.rebase(&shared.guest, files, below).await;
+                shared.hear();
+                rebased.set(result.is_ok().then_some(below));
+                shared.note(shared.allow_rebase(result));
+            }
             end == End::Close && !shared.latched.get() && shared.close().await
         };
         let (mut steps, mut samples, mut before) = (0_u64, 0, None);
         let crash_at = if let End::Crash(at) = end { at } else { u64::MAX };
-        let (files, random) = (&self.files, &mut self.random);
+        let random = &mut self.random;
         let stop = || {
             steps += 1;
             shared.hear();
@@ -201,8 +222,9 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             return Err(wrong);
         }
         let closed = closed == Some(true);
-        if self.counts.borrow().calls == 0 {
-            self.counts.borrow_mut().calls = self.files.image.requests();
+        if self.counts.borrow().calls == [0; FILES] {
+            let calls = self.files.numbered().map(|file| file.map_or(0, SimStorage::requests));
+            self.counts.borrow_mut().calls = calls;
         }
         if !closed {
             // The power goes before anything can be tidied up.
@@ -221,7 +243,75 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             self.leaky |= self.plan.faults != no_faults() || self.plan.named.is_some();
             self.files = self.files.map(SimStorage::crash);
         }
-        self.settle(closed)
+        self.settle(closed)?;
+        if rebased.get().is_some_and(|below| below != self.below.get()) {
+            return Err(format!("{:?} lies below, not {rebased:?}", self.below.get()));
+        }
+        if closed && tail == Tail::Commit && self.below.get() != Below::Nothing {
+            self.commit().map_err(|what| format!("commit: {what}"))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what the image has into what lies below it: the disk stays as it is, whatever happens.
+    fn commit(&mut self) -> Result<(), String> {
+        let below = self.below.get();
+        let bytes = self.begin()?;
+        let (files, random) = (&self.files, &mut self.random);
+        let written = [Some(&files.image), files.data.as_ref(), files.below(below)];
+        written.into_iter().flatten().for_each(|disk| disk.set_faults(self.plan.faults));
+        let crash_at = if random.toss() { 1 + random.below(400) } else { u64::MAX };
+        let (mut steps, mut looks, mut wrong) = (0_u64, 0, None);
+        let stop = || {
+            steps += 1;
+            if looks < COMMIT_LOOKS_MAX && random.chance(300) {
+                looks += 1;
+                self.counts.borrow_mut().states += 1;
+                let left = files.map(SimStorage::crash_state);
+                let left = left.map(|disk| Frozen(disk.to_vec().into()));
+                let look = read_all(self.engine, &left)
+                    .and_then(|bytes| self.model.borrow().check_crash(&bytes))
+                    .and_then(|()| check(self.engine, &left, u64::MAX));
+                wrong = look.err().map(|what| format!("at step {steps}: {what}"));
+            }
+            steps >= crash_at || wrong.is_some()
+        };
+        let commit = self.engine.commit(files, self.plan.how, below);
+        let result = self.executor.run_until(commit, stop).map_err(|stuck| stuck.to_string())?;
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        let done = match result {
+            Some(Ok(())) => true,
+            Some(Err(Error::Storage { .. } | Error::Latched(_)))
+                if self.plan.faults != no_faults() || self.excused.take() > 0 =>
+            {
+                false
+            }
+            Some(Err(error)) => return Err(format!("{error} ({error:?})")),
+            None => false,
+        };
+        self.leaky |= !done || self.plan.faults != no_faults();
+        self.files = self.files.map(SimStorage::crash);
+        self.settle(false)?;
+        let base = self.files.below(below).map(SimStorage::to_vec).unwrap_or_default();
+        if done && !base.starts_with(&bytes) {
+            return Err("the backing file does not have it all".into());
+        }
+        self.begin().map(drop)
+    }
+
+    /// Makes what the files hold what the model begins with, and returns what the disk holds.
+    fn begin(&mut self) -> Result<Arc<[u8]>, String> {
+        let frozen = self.files.map(|disk| Frozen(disk.to_vec().into()));
+        let first: Arc<[u8]> = read_all(self.engine, &frozen)?.into();
+        let granule = self.model.borrow().contents.granule;
+        let below =
+            |file: &Option<Frozen>| file.clone().map_or(Arc::new([]) as Arc<[u8]>, |file| file.0);
+        let (backing, other) = (below(&frozen.backing), below(&frozen.other));
+        let contents = Contents { granule, first: Arc::clone(&first), backing, other };
+        self.model.borrow_mut().begin(contents);
+        Ok(first)
     }
 
     /// After a power loss, or a close: what is there is what the model knows from now on.
@@ -231,6 +321,8 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
         let frozen = self.files.map(|disk| Frozen(disk.to_vec().into()));
         let bytes = read_all(self.engine, &frozen).map_err(|what| format!("{how}: {what}"))?;
         self.model.borrow_mut().crash(&bytes).map_err(|what| format!("{how}: {what}"))?;
+        let below = block_on(self.engine.below(&frozen));
+        self.below.set(below.map_err(|error| format!("{how}: {error}"))?);
         let leaks = if self.leaky { u64::MAX } else { 0 };
         check(self.engine, &frozen, leaks).map_err(|what| format!("{how}: {what}"))
     }
@@ -296,7 +388,7 @@ fn check<E: Engine>(engine: &E, files: &Files<Frozen>, leaks_max: u64) -> Result
         return Err(format!("check finds {}", health.wrong.join("\n  ")));
     }
     if health.leaks > leaks_max && !health.dirty {
-        return Err(format!("check finds {} leaks", health.leaks));
+        return Err(format!("check finds {} leaks: {:?}", health.leaks, health.findings));
     }
     Ok(())
 }
@@ -314,6 +406,13 @@ fn look<E: Engine, G>(
     let bytes = read_all(engine, &frozen)?;
     shared.model.borrow().check_crash(&bytes)?;
     check(engine, &frozen, u64::MAX)?;
+    if random.chance(AGAIN_PERMILLE) {
+        shared.counts.borrow_mut().recoveries += 1;
+        let again = crash_again(engine, plan, &frozen, random)?;
+        let bytes = read_all(engine, &again).map_err(|what| format!("in recovery: {what}"))?;
+        shared.model.borrow().check_crash(&bytes).map_err(|what| format!("in recovery: {what}"))?;
+        check(engine, &again, u64::MAX).map_err(|what| format!("in recovery: {what}"))?;
+    }
     if let Some(expected) = made.snapshot.as_ref().filter(|_| random.chance(100)) {
         let bytes = block_on(engine.snapshot(&frozen)).map_err(|error| error.to_string())?;
         if bytes.is_some_and(|bytes| bytes != **expected) {
@@ -325,6 +424,34 @@ fn look<E: Engine, G>(
         qemu_agrees::check(&plan.setup, &frozen, &bytes)?;
     }
     Ok(())
+}
+
+/// Begins to use what a power loss has left, in a world of its own, and loses the power again in the middle of that.
+fn crash_again<E: Engine>(
+    engine: &E,
+    plan: &Plan,
+    left: &Files<Frozen>,
+    random: &mut Random,
+) -> Result<Files<Frozen>, String> {
+    let executor = Executor::new(random.bits());
+    let disk = |file: &Frozen| SimStorage::new(&executor, Arc::clone(&file.0), Faults::none());
+    let (files, repairs) = (left.map(disk), random.toss());
+    let mut steps = 1 + random.below(60);
+    let stop = || {
+        steps -= 1;
+        steps == 0
+    };
+    let recovery = async {
+        if repairs {
+            engine.repair(&files).await?;
+        }
+        let (guest, _) = engine.open(&files, plan.how, None).await?;
+        guest.close().await
+    };
+    match executor.run_until(recovery, stop).map_err(|stuck| stuck.to_string())? {
+        Some(Err(error)) => Err(format!("recovery: {error} ({error:?})")),
+        _ => Ok(files.map(SimStorage::crash).map(|disk| Frozen(disk.to_vec().into()))),
+    }
 }
 
 impl<G: Guest> Shared<'_, G> {
@@ -371,7 +498,7 @@ impl<G: Guest> Shared<'_, G> {
         let size = self.guest.size();
         let (what, mut len) = (op.what, op.len);
         let cluster_size = self.plan.setup.cluster_size();
-        if !matches!(what, What::Flush | What::Resize) {
+        if !matches!(what, What::Flush | What::Resize | What::Empty) {
             if op.offset >= size {
                 return Ok(());
             }
@@ -434,7 +561,8 @@ impl<G: Guest> Shared<'_, G> {
                 let whole = op.offset.next_multiple_of(cluster_size).min(end);
                 let whole = whole..whole_end.max(whole);
                 let setup = &self.plan.setup;
-                let or = (setup.version == 2 && setup.backing_len > 0).then_some(BACKING);
+                let or = (setup.version == 2 && self.below != Below::Nothing)
+                    .then_some(self.below.tag());
                 // Version 2 has no zero clusters to hide the backing file with.
                 let effect = |range: std::ops::Range<u64>, weak| Effect {
                     from: at(range.start),
@@ -461,13 +589,17 @@ impl<G: Guest> Shared<'_, G> {
                 let result = cut(guest.flush(), polls).await;
                 self.flushed(asked, unheard, result)
             }
+            What::Empty => {
+                drop(model);
+                self.empty(op).await
+            }
             What::Resize => {
                 if len == size {
                     return Ok(());
                 }
                 let (from, to) = (at(size.min(len)), at(size.max(len)));
                 // What is cut off is unmapped first: as long as the size is the old one it shows what lies below.
-                let or = (len < size).then_some(BACKING);
+                let or = (len < size).then_some(self.below.tag());
                 let effect = Effect { from, to, value: ZEROS, or, weak: false };
                 let change = model.start(&op.to_string(), |_| vec![effect]);
                 model.sizing(change, len);
@@ -477,6 +609,27 @@ impl<G: Guest> Shared<'_, G> {
                 self.done(change, result)
             }
         }
+    }
+
+    /// What everything reads that the image itself has nothing of.
+    async fn empty(&self, op: &Op) -> Result<(), String> {
+        let change = {
+            let mut model = self.model.borrow_mut();
+            // A disk that becomes longer meanwhile may lose there, too, what hides a longer backing file.
+            let (size, all) = (self.guest.size() / self.plan.granule, model.granules() as u64);
+            let effect =
+                |from, to, weak| Effect { from, to, value: self.below.tag(), or: None, weak };
+            let at = |granule| usize::try_from(granule).unwrap();
+            model.start(&op.to_string(), |_| {
+                vec![effect(0, at(size), false), effect(at(size), at(all), true)]
+            })
+        };
+        let polls = op.polls.unwrap_or(u64::MAX);
+        let result = cut(self.guest.make_empty(), polls).await;
+        if let Some(Ok(())) = &result {
+            self.model.borrow_mut().is_durable(change);
+        }
+        self.done(change, result)
     }
 
     fn done(&self, change: u32, result: Option<cowshed::Result<()>>) -> Result<(), String> {
@@ -524,6 +677,14 @@ impl<G: Guest> Shared<'_, G> {
                 self.allow(Err(error))
             }
             None => Ok(()),
+        }
+    }
+
+    /// Whether a rebase may end like this: a small header may have no room for a name.
+    fn allow_rebase(&self, result: cowshed::Result<()>) -> Result<(), String> {
+        match result {
+            Err(Error::LimitExceeded { .. }) => Ok(()),
+            result => self.allow(result).map_err(|what| format!("rebase: {what}")),
         }
     }
 

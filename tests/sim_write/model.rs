@@ -22,6 +22,8 @@ pub const ZEROS: Tag = 0;
 pub const FIRST: Tag = 1;
 /// What the backing file holds.
 pub const BACKING: Tag = 2;
+/// What the other file holds that can be the backing file.
+pub const OTHER: Tag = 3;
 /// The first tag of a write.
 pub const FIRST_WRITE: Tag = 16;
 
@@ -34,6 +36,8 @@ pub struct Contents {
     pub first: Arc<[u8]>,
     /// What the backing file holds; zeros behind that.
     pub backing: Arc<[u8]>,
+    /// What the other one holds.
+    pub other: Arc<[u8]>,
 }
 
 impl Contents {
@@ -49,6 +53,7 @@ impl Contents {
             ZEROS => bytes.fill(0),
             FIRST => from(&self.first, bytes),
             BACKING => from(&self.backing, bytes),
+            OTHER => from(&self.other, bytes),
             _ => {
                 let name = u64::from(tag) << 32 | at as u64;
                 let mut word = name;
@@ -90,14 +95,17 @@ impl Contents {
         if tag >= FIRST_WRITE && self.is(tag, at, bytes) {
             return format!("write {tag} of granule {at}");
         }
-        let first = (0..self.first.len() / self.granule).find(|&at| self.is(FIRST, at, bytes));
-        let backing =
-            (0..self.backing.len() / self.granule).find(|&at| self.is(BACKING, at, bytes));
-        match (first, backing) {
-            (Some(at), _) => format!("what granule {at} held at first"),
-            (_, Some(at)) => format!("what granule {at} of the backing file holds"),
-            _ => format!("{:02x?}", &bytes[..32.min(bytes.len())]),
+        for (tag, file, name) in [
+            (FIRST, &self.first, "the disk at first"),
+            (BACKING, &self.backing, "the backing file"),
+            (OTHER, &self.other, "the other file"),
+        ] {
+            let found = (0..file.len() / self.granule).find(|&at| self.is(tag, at, bytes));
+            if let Some(at) = found {
+                return format!("granule {at} of {name}");
+            }
         }
+        format!("{:02x?}", &bytes[..32.min(bytes.len())])
     }
 }
 
@@ -180,6 +188,11 @@ impl Model {
         model
     }
 
+    /// How many granules there may be.
+    pub fn granules(&self) -> usize {
+        self.granules.len()
+    }
+
     fn reset(&mut self, size: u64, value: impl Fn(usize) -> Tag) {
         self.last_change += 1;
         let now = self.now();
@@ -200,6 +213,14 @@ impl Model {
             let value = value(at);
             *versions = vec![Version { change, value, or: None, weak: false, seen: None }];
         }
+    }
+
+    /// From now on the disk holds `bytes` durably, and what lies below it may be something else than before.
+    pub fn begin(&mut self, contents: Contents) {
+        let end = contents.first.len() / contents.granule;
+        self.contents = contents;
+        let size = self.contents.first.len() as u64;
+        self.reset(size, |at| if at < end { FIRST } else { ZEROS });
     }
 
     fn now(&mut self) -> u64 {

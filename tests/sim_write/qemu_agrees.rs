@@ -22,6 +22,9 @@ pub fn check(setup: &Setup, files: &Files<Frozen>, bytes: &[u8]) -> Result<(), S
     if let Some(backing) = &files.backing {
         write("backing.raw", backing);
     }
+    if let Some(other) = &files.other {
+        write("other.raw", other);
+    }
     std::fs::write(at.join("expected.raw"), bytes).unwrap();
     let dirty = setup.lazy_refcounts && files.image.0[79] & 1 != 0;
     // A dirty image is checked once it is repaired, which QEMU does when it opens it for writing.

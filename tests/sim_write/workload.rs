@@ -7,7 +7,7 @@ use std::time::Duration;
 use cowshed::image::ZeroMode;
 use cowshed::sim::{Executor, Failure, Faults, Random};
 
-use super::engine::How;
+use super::engine::{Below, How};
 use super::setup::{DataFile, Setup};
 
 /// How many kinds of images there are.
@@ -38,10 +38,12 @@ pub struct Plan {
     pub ops: Vec<Op>,
     /// How each phase ends.
     pub ends: Vec<End>,
+    /// What is done before that, or after a close.
+    pub tails: Vec<Tail>,
     /// At which steps it is looked what would be left if the power went.
     pub looks: Looks,
-    /// One request of the image's disk that fails: requests that fail with it are made again.
-    pub named: Option<(u64, Failure)>,
+    /// One request of one of the files that fails: requests that fail with it are made again.
+    pub named: Option<(usize, u64, Failure)>,
 }
 
 /// At which steps it is looked what would be left if the power went.
@@ -59,6 +61,30 @@ pub enum End {
     Close,
     /// After so many polls of tasks, or when all is done.
     Crash(u64),
+}
+
+/// What is done alone at the end of a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tail {
+    Nothing,
+    /// Something else comes to lie below the image.
+    Rebase(Below),
+    /// What the image has goes into what lies below it, after it was closed.
+    Commit,
+}
+
+impl Tail {
+    fn random(setup: &Setup, random: &mut Random) -> Self {
+        if !setup.rebases() || !random.chance(200) {
+            return Self::Nothing;
+        }
+        match random.below(4) {
+            0 => Self::Rebase(Below::Nothing),
+            1 => Self::Rebase(Below::Other),
+            2 if setup.backing_len > 0 => Self::Rebase(Below::Backing),
+            _ => Self::Commit,
+        }
+    }
 }
 
 /// Nothing that fails.
@@ -94,6 +120,8 @@ pub enum What {
     Flush,
     /// To `len` bytes.
     Resize,
+    /// Everything is what lies below again.
+    Empty,
 }
 
 impl fmt::Display for Op {
@@ -170,7 +198,7 @@ impl Plan {
         let phases = 1 + random.index(3);
         let lanes = 1 + random.index(4);
         let each = 4 + random.index(16);
-        let drops = if random.toss() { 50 } else { 0 };
+        let drops = [0, 0, 50, 250][random.index(4)];
         let places = Places::new(setup, granule, random);
         let kinds = Kinds::random(&setup, random);
         let mut ops = Vec::new();
@@ -179,7 +207,7 @@ impl Plan {
                 for _ in 0..each {
                     let mut op = places.op(&kinds, random);
                     (op.phase, op.lane) = (phase, lane);
-                    if op.what == What::Resize && lane > 0 {
+                    if matches!(op.what, What::Resize | What::Empty) && lane > 0 {
                         op.what = What::Flush;
                     }
                     op.polls = random.chance(drops).then(|| 1 + random.below(12));
@@ -196,7 +224,8 @@ impl Plan {
             .collect();
         // Each reads the whole disk.
         let looks = Looks::Some(500, (LOOKS_LEN_BYTES_MAX / setup.size_max).clamp(4, 60));
-        Self { seed, setup, how, granule, faults, ops, ends, looks, named: None }
+        let tails = (0..phases).map(|_| Tail::random(&setup, random)).collect();
+        Self { seed, setup, how, granule, faults, ops, ends, tails, looks, named: None }
     }
 
     /// A life of one phase in which nothing fails, and `ops` come one after the other.
@@ -223,6 +252,7 @@ impl Plan {
             faults: no_faults(),
             ops: ops.into_iter().map(op).collect(),
             ends: vec![End::Close],
+            tails: vec![Tail::Nothing],
             looks: Looks::Some(0, 0),
             named: None,
         }
@@ -256,6 +286,9 @@ impl Kinds {
         }
         if !setup.snapshot && setup.data_file != DataFile::ExternalRaw {
             maybe(What::Resize, 1);
+        }
+        if random.chance(100) {
+            kinds.push((What::Empty, 1));
         }
         Self(kinds)
     }

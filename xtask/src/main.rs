@@ -26,7 +26,7 @@ Chores of the cowshed project.
       Debian disk that it builds) and serves the page on localhost until Ctrl-C.
   cargo xtask test [--no-browser] [--no-fuzz] [--no-engine]
       Sets the machine up and runs every test: the engine and the command, the documentation, the engine in
-      headless Chromium, the page in Chromium, ten seconds of each fuzz target.
+      headless Chromium, the page in Chromium, 2,000 lives of disks, ten seconds of each fuzz target.
   cargo xtask setup
       Only the set-up of the other two.
   cargo xtask pkg
@@ -38,6 +38,8 @@ Chores of the cowshed project.
   cargo xtask sim [--seeds N] [--from SEED]
       Lives through N seeds (10,000 if not given) in the simulator, optimised: disks that lose power and fail. Prints
       seeds, states after a power loss, states a second, and of a failure its seed and its fewest requests.
+  cargo xtask sim --mutants
+      Switches off each rule of writing in turn: the simulator must notice, within the seeds that its test states.
 ";
 
 fn main() -> ExitCode {
@@ -92,6 +94,10 @@ fn chore(arguments: &[String]) -> Result<()> {
             fuzz::run_for(seconds, target.as_deref())
         }
         Some("sim") => {
+            if rest.flag("--mutants") {
+                rest.end()?;
+                return chores::sim_mutants();
+            }
             let seeds = rest.value("--seeds")?.map(|seeds| seeds.parse()).transpose()?;
             let from = rest.value("--from")?.map(|seed| seed.parse()).transpose()?;
             rest.end()?;
