@@ -59,6 +59,7 @@ mod slot;
 mod statistics;
 mod stripe;
 mod table;
+mod trim;
 mod write_back;
 
 pub use cleaner::{Cleaner, CleanerControl};

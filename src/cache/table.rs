@@ -11,6 +11,7 @@ use super::scratch::Scratch;
 use super::slot::{HEAT_USED, Load, Slice};
 use super::statistics::CacheStatistics;
 use super::stripe::{Dropped, Lookup, Stripe};
+use super::trim::Trim;
 use super::write_back::WriteBack;
 use crate::format::HostOffset;
 use crate::storage::{Buf, Storage};
@@ -43,6 +44,7 @@ pub struct TableCache {
     slices_max: AtomicU64,
     stripes: Box<[Padded<Mutex<Stripe>>]>,
     scratch: Scratch,
+    trim: Trim,
     /// Slices held, and those about to be.
     slices: Padded<AtomicU64>,
     /// The stripe that eviction is in.
@@ -86,6 +88,7 @@ impl TableCache {
             slices_max: AtomicU64::new(slices_max),
             stripes: (0..stripes).map(|_| Padded(Mutex::new(Stripe::new(share)))).collect(),
             scratch,
+            trim: Trim::default(),
             slices: Padded::default(),
             hand: AtomicUsize::new(0),
             passes: AtomicU64::new(0),
@@ -296,9 +299,12 @@ impl TableCache {
                 let slices = dropped.free();
                 self.slices.0.fetch_sub(slices, Ordering::Relaxed);
                 freed_bytes += slices * self.entry_bytes();
+                self.trim.freed(slices * self.entry_bytes());
             }
         }
         self.scratch.clear();
+        drop(dropped);
+        self.trim.give_back();
         self.passes.fetch_add(1, Ordering::Relaxed);
         None
     }

@@ -1,6 +1,6 @@
 //! One io_uring: requests go in with everything that the kernel uses until they complete, and come out with it.
 //!
-//! This is the crate's one file with unsafe code. What makes it sound:
+//! Besides `cache/trim.rs`, this is the crate's one file with unsafe code. What makes it sound:
 //!
 //! - A request owns its buffer and its open file, and sits in a slot of the ring from before the kernel sees it until
 //!   its completion was taken from the completion queue. No one else can reach the buffer meanwhile. A ring that is
