@@ -27,11 +27,17 @@ impl Turnstile {
     /// Dropping the future has no effect.
     pub(crate) async fn pass(&self) -> Passing<'_> {
         loop {
-            // The count can not reach the bit: everybody who passes holds memory.
-            if self.state.fetch_add(1, Ordering::SeqCst) & ALONE == 0 {
-                return Passing(self);
+            let mut state = self.state.load(Ordering::SeqCst);
+            // Who may not pass does not count itself either: it would have to wake the others when it takes that back, and two
+            // who wait would wake each other without an end.
+            while state & ALONE == 0 {
+                // The count can not reach the bit: everybody who passes holds memory.
+                let (before, order) = (state, Ordering::SeqCst);
+                match self.state.compare_exchange_weak(before, before + 1, order, order) {
+                    Ok(_) => return Passing(self),
+                    Err(now) => state = now,
+                }
             }
-            drop(Passing(self));
             let changed = self.changed.listen();
             // Looked at again after listening: it may have been opened in between.
             if self.state.load(Ordering::SeqCst) & ALONE != 0 {
@@ -85,6 +91,10 @@ impl Drop for Alone<'_> {
 mod tests {
     use super::Turnstile;
     use futures::{FutureExt, pin_mut, poll};
+    use std::future::Future;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake};
 
     #[test]
     fn one_alone_waits_for_those_inside_and_keeps_the_others_out() {
@@ -103,6 +113,29 @@ mod tests {
         });
         assert!(turnstile.pass().now_or_never().is_some());
         assert!(turnstile.alone().now_or_never().is_some());
+    }
+
+    /// Otherwise two who wait would poll each other for as long as somebody is alone.
+    #[test]
+    fn those_who_wait_do_not_wake_each_other() {
+        struct Woken(AtomicBool);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let turnstile = Turnstile::default();
+        let alone = turnstile.alone().now_or_never().unwrap();
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Arc::clone(&woken).into();
+        let (first, second) = (turnstile.pass(), turnstile.pass());
+        pin_mut!(first, second);
+        assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(second.now_or_never().is_none());
+        assert!(!woken.0.load(Ordering::Relaxed), "woken though nothing has changed");
+        drop(alone);
+        assert!(woken.0.load(Ordering::Relaxed));
+        assert!(first.now_or_never().is_some());
     }
 
     #[test]
