@@ -17,7 +17,7 @@
 //!
 //! # Under a model checker
 //!
-//! With the feature `shuttle`, which the package in `model/` has and this one has not, every lock, event and atomic
+//! With the feature `shuttle` or `loom`, which the package in `model/` has and this one has not, every lock, event and atomic
 //! here is the checker's or is made of its locks, in `checked.rs`: at each of them the checker decides who goes on.
 //!
 //! Waiting as `async-lock` itself waits would not do: natively its `Mutex` reads the wall clock under contention, to be fair
@@ -28,10 +28,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
 use std::task::Poll;
 
-#[cfg(feature = "shuttle")]
+#[cfg(any(feature = "shuttle", feature = "loom"))]
 mod checked;
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
 mod native {
     pub(crate) use async_lock::{Mutex as TryMutex, MutexGuard as TryMutexGuard, OnceCell};
     pub(crate) use event_listener::Event;
@@ -39,9 +39,9 @@ mod native {
     pub(crate) use std::sync::{Mutex, MutexGuard};
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(any(feature = "shuttle", feature = "loom"))]
 use checked as types;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
 use native as types;
 
 pub(crate) use std::sync::Arc;

@@ -31,7 +31,11 @@ impl Trim {
     }
 }
 
-#[cfg(all(target_os = "linux", target_env = "gnu", not(miri), not(feature = "shuttle")))]
+#[cfg(all(
+    target_os = "linux",
+    target_env = "gnu",
+    not(any(miri, feature = "shuttle", feature = "loom"))
+))]
 #[allow(unsafe_code)]
 fn trim() {
     unsafe extern "C" {
@@ -42,5 +46,9 @@ fn trim() {
     unsafe { malloc_trim(0) };
 }
 
-#[cfg(not(all(target_os = "linux", target_env = "gnu", not(miri), not(feature = "shuttle"))))]
+#[cfg(not(all(
+    target_os = "linux",
+    target_env = "gnu",
+    not(any(miri, feature = "shuttle", feature = "loom"))
+)))]
 fn trim() {}

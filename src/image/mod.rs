@@ -36,6 +36,8 @@ mod free;
 mod gate;
 mod header_change;
 mod inflated;
+#[cfg(all(test, feature = "loom"))]
+mod kernel;
 mod l1;
 mod layer;
 mod map;

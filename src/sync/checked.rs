@@ -14,6 +14,12 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+#[cfg(feature = "loom")]
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, AtomicUsize},
+};
+#[cfg(not(feature = "loom"))]
 pub(crate) use shuttle::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize},

@@ -41,7 +41,8 @@ Chores of the cowshed project.
       seeds, states after a power loss, states a second, and of a failure its seed and its fewest requests.
   cargo xtask model [--schedules N]
       Checks the protocols of the cache, its cleaner and the image under N schedules each (4,000 if not given; the image's
-      get a tenth), and that mutants of them are found.
+      get a tenth), and that mutants of them are found. Then the kernel of the cleaner and the image's gates under every
+      schedule there is, or every one with a few preemptions.
 ";
 
 fn main() -> ExitCode {

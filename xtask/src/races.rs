@@ -1,4 +1,4 @@
-//! What looks for races: the model checker.
+//! What looks for races: the model checkers.
 
 use std::process::Command;
 
@@ -17,6 +17,10 @@ pub(crate) fn model(schedules: Option<u64>) -> Result<()> {
             test.env("COWSHED_MODEL_SCHEDULES", schedules.to_string());
         }
         run(test.args(["--test", "protocols", "--", "--nocapture"]))
+    })?;
+    step("check the kernel of the cleaner and the gates of an image under every schedule", || {
+        run(model_test("loom").args(["--test", "kernel", "--", "--nocapture"]))?;
+        run(model_test("loom").args(["--lib", "kernel::", "--", "--nocapture"]))
     })
 }
 
