@@ -48,10 +48,14 @@ pub enum Mutant {
     KeepCopied,
     /// The disk changes while bitmaps still say that they are true.
     BitmapsStayTrusted,
+    /// Settings change while requests are in flight, and others come in between the write-back and the swap.
+    ReconfigureUnderRequests,
+    /// Settings change without writing back what is dirty.
+    ReconfigureWithoutWriteBack,
 }
 
 impl Mutant {
-    /// Every mutant.
+    /// Those of writing, which the simulator finds. The others take several tasks that the model checker chooses from.
     pub const ALL: [Self; 17] = [
         Self::MappingBeforeRefcount,
         Self::MappingBeforeData,

@@ -28,6 +28,7 @@ use super::Image;
 use super::check::make_writable;
 use super::commit::flush;
 use super::layer::{Body, DataFile, Layer, Qcow2Layer};
+use super::mutant::{self, Mutant};
 use super::open::Structures;
 use super::options::WriteOptions;
 use super::writer::{Target, Top, Writer};
@@ -74,10 +75,16 @@ impl<S: Storage> Image<S> {
         let _one = self.reconfiguring.lock().await;
         self.plan(&settings)?;
         // Cancel: those who wait are let in.
-        let paused = self.requests.pause().await?;
+        let paused = match mutant::is(Mutant::ReconfigureUnderRequests) {
+            true => None,
+            false => Some(self.requests.pause().await?),
+        };
         // Again, as the disk may have grown meanwhile.
         let plan = self.plan(&settings)?;
-        let reloaded = self.prepare_settings(&settings).await?;
+        let reloaded = match mutant::is(Mutant::ReconfigureWithoutWriteBack) {
+            true => None,
+            false => self.prepare_settings(&settings).await?,
+        };
 
         self.cleaner.stop();
         // Cancel: the settings are the old ones. There is no cleaner.

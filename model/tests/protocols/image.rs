@@ -279,6 +279,65 @@ pub(crate) fn image_dropped() {
     block_on(SendStorage::flush(&*storage)).unwrap();
 }
 
+/// Settings change three times, the sizes of the caches and the cleaner, or to read-only and back, or are given up on the way, while
+/// two tasks write, read and flush, and the image may be closed. What was written is there, what was refused is not; a cleaner is
+/// given out where there is to be one; settings that were taken hold, and those that were refused do not; every cleaner ends.
+pub(crate) fn reconfigure_and_requests() {
+    let opened = Opened::new();
+    let mut cleaners = Vec::new();
+    let changes = opened.spawn(move |image| {
+        for step in 0..3 {
+            let mut settings = image.settings();
+            settings.cache.l2_cache_size = Some((1 + choose(3)) * CLUSTER);
+            let interval = [Duration::ZERO, Duration::from_secs(60)][choose(2) as usize];
+            settings.cache.cache_clean_interval = Some(interval);
+            settings.write = if step == 1 { None } else { Some(WriteOptions::default()) };
+            if choose(3) == 0 {
+                drop_somewhere(image.reconfigure(settings.clone()));
+            }
+            match block_on(image.reconfigure(settings.clone())) {
+                Ok(cleaner) => {
+                    assert_eq!(cleaner.is_some(), !interval.is_zero(), "one cleaner, or none");
+                    assert_eq!(image.settings(), settings);
+                    cleaners.extend(cleaner.map(|cleaner| {
+                        thread::spawn(move || block_on(cleaner.run(Whenever)))
+                    }));
+                }
+                Err(Error::Closed) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        cleaners
+    });
+    let may_write = |image: &Disk, cluster| match write(image, cluster, 0x11) {
+        Ok(()) => 0x11,
+        Err(Error::Closed | Error::ReadOnly(_)) => 0,
+        Err(error) => panic!("{error}"),
+    };
+    let writes = opened.spawn(move |image| {
+        let written = may_write(image, 66);
+        let mut bytes = [0; CLUSTER as usize];
+        match block_on(image.read_at(&mut bytes, 66 * CLUSTER)) {
+            Ok(()) => assert_eq!(bytes, [written; CLUSTER as usize]),
+            Err(error) => assert!(matches!(error, Error::Closed), "{error}"),
+        }
+        written
+    });
+    let closer = (choose(2) == 0).then(|| opened.spawn(|image| block_on(image.close()).unwrap()));
+    let first = may_write(&opened.image, 1);
+    let flushed = block_on(opened.image.flush());
+    assert!(matches!(flushed, Ok(()) | Err(Error::Closed | Error::ReadOnly(_))));
+    let second = writes.join().unwrap();
+    let cleaners = changes.join().unwrap();
+    if let Some(closer) = closer {
+        closer.join().unwrap();
+    }
+    opened.close(&[(0, &[0]), (1, &[first]), (66, &[second])]);
+    for cleaner in cleaners {
+        cleaner.join().unwrap();
+    }
+}
+
 /// How many schedules a protocol of the image gets.
 fn fewer() -> usize {
     schedules().div_ceil(10)
@@ -312,5 +371,6 @@ mod explored {
         refcount_blocks,
         cancel_any,
         image_dropped,
+        reconfigure_and_requests,
     ];
 }

@@ -8,7 +8,7 @@ use crate::{cache, image};
 
 /// Within so many schedules.
 const CACHE_SCHEDULES_MAX: usize = 60_000;
-const IMAGE_SCHEDULES_MAX: usize = 4_000;
+const IMAGE_SCHEDULES_MAX: usize = 20_000;
 
 /// Those that are not found.
 #[derive(Default)]
@@ -64,6 +64,15 @@ fn mutants_of_the_image_are_found() {
     let mut missed = Missed::default();
     missed.image(image_mutant::Mutant::NoClaims, image::halves_of_a_cluster);
     missed.image(image_mutant::Mutant::ForgetDroppedWrites, image::cancel_any);
+    for mutant in [
+        image_mutant::Mutant::ReconfigureUnderRequests,
+        image_mutant::Mutant::ReconfigureWithoutWriteBack,
+    ] {
+        missed.image(mutant, image::reconfigure_and_requests);
+    }
+    for mutant in [Mutant::JoinWithoutWait, Mutant::StopWithoutWake] {
+        missed.cache(mutant, IMAGE_SCHEDULES_MAX, image::reconfigure_and_requests);
+    }
     missed.cache(Mutant::StopWithoutWake, IMAGE_SCHEDULES_MAX, image::requests_and_close);
     assert_eq!(missed.0, [""; 0]);
 }
