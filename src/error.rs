@@ -90,6 +90,17 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// What lies on the disk breaks a rule of its own format, or needs what this crate does not have: a partition table, a
+    /// file system. The image may be sound all the same.
+    #[error("{structure} at {offset:#x}: {reason}")]
+    Volume {
+        /// What was looked at: "GPT header", "FAT", "ext4 file system"...
+        structure: &'static str,
+        /// Where it lies, in bytes from the start of the volume (of the disk for partition tables).
+        offset: u64,
+        /// What is wrong with it, with the value that was found.
+        reason: String,
+    },
     /// An argument of the caller makes no sense; says which and why.
     #[error("{0}")]
     InvalidArgument(String),
@@ -121,6 +132,12 @@ impl Error {
         Self::OutOfBounds { offset, len, size }
     }
 
+    /// What is wrong with a structure on the disk.
+    #[cfg(feature = "files")]
+    pub(crate) fn volume(structure: &'static str, offset: u64, reason: impl Into<String>) -> Self {
+        Self::Volume { structure, offset, reason: reason.into() }
+    }
+
     /// A gate's refusal of a name that an image holds.
     pub(crate) fn refused(kind: &'static str, name: &[u8], reason: impl Into<String>) -> Self {
         let name = String::from_utf8_lossy(name).into_owned();
@@ -134,7 +151,7 @@ impl From<Error> for io::Error {
         let kind = match error {
             Error::Storage { source, .. } => return source,
             Error::Open { ref source, .. } => source.kind(),
-            Error::Corrupt(_) => io::ErrorKind::InvalidData,
+            Error::Corrupt(_) | Error::Volume { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported(_) | Error::LimitExceeded { .. } => io::ErrorKind::Unsupported,
             Error::Refused { .. } => io::ErrorKind::PermissionDenied,
             Error::OutOfBounds { .. } | Error::InvalidArgument(_) => io::ErrorKind::InvalidInput,

@@ -2,11 +2,16 @@
 //!
 //! Everything here sees a [`ReadAt`] and the format's types. It must not know how the image finds its bytes.
 
+#[cfg(feature = "files")]
+pub mod files;
+pub mod partitions;
 mod verdict;
+mod window;
 
 use std::future::Future;
 
 pub use verdict::{Conclusion, Severity, Verdict, VerdictFinding, VerdictOptions, verdict};
+pub use window::Window;
 
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -30,6 +35,16 @@ pub trait ReadAt {
     /// # Cancel safety
     /// Dropping the future has no effect.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> impl Future<Output = Result<()>>;
+}
+
+impl<R: ReadAt> ReadAt for &R {
+    fn len(&self) -> u64 {
+        R::len(self)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> impl Future<Output = Result<()>> {
+        R::read_at(self, buf, offset)
+    }
 }
 
 /// The disk as its guest sees it.

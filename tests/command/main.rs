@@ -18,6 +18,7 @@ mod convert_qcow2;
 mod create;
 mod dd;
 mod errors;
+mod files;
 mod gate;
 mod hostile;
 mod info;

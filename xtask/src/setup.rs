@@ -27,7 +27,9 @@ pub(crate) fn everything() -> Result<()> {
 
 /// Installs what makes and reads images: QEMU's tools for the tests, partition and file system tools.
 pub(crate) fn image_tools() -> Result<()> {
-    debian_packages("tools for disk images", real_image::TOOLS)
+    debian_packages("tools for disk images", real_image::TOOLS)?;
+    // Other tables and file systems than those of the real image.
+    debian_packages("tools for test disks", &[("sfdisk", "fdisk"), ("xorriso", "xorriso")])
 }
 
 /// Installs the browser that tests run in.

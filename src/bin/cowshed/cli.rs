@@ -39,11 +39,11 @@ struct Verb {
 
 /// A verb out of its module.
 macro_rules! verb {
-    ($module:ident) => {
+    ($($module:ident)::+) => {
         Verb {
-            name: crate::$module::NAME,
-            command: crate::$module::command,
-            run: crate::$module::run,
+            name: crate::$($module)::+::NAME,
+            command: crate::$($module)::+::command,
+            run: crate::$($module)::+::run,
         }
     };
 }
@@ -68,6 +68,12 @@ const VERBS: &[Verb] = &[
     verb!(io),
     verb!(read),
     verb!(verdict),
+    verb!(files::disk),
+    verb!(files::ls),
+    verb!(files::cat),
+    verb!(files::tar),
+    verb!(files::find),
+    verb!(files::os),
 ];
 
 /// Runs the command with its arguments, the first of which is its own name; gives the exit code.
@@ -129,7 +135,7 @@ fn command(persona: Persona) -> Command {
         .about("Makes, inspects, checks, compares, converts and judges qcow2 images")
         .after_help(
             "Run a command with --help for its options. Verbs, options, output and exit codes are those of qemu-img;\n\
-             `read` and `verdict` are cowshed's own.\n\n\
+             `read`, `verdict`, `disk`, `ls`, `cat`, `tar`, `find` and `os` are cowshed's own.\n\n\
              An image may name other files. They are opened if they are regular files in the image's own folder or\n\
              below it; --allow PATH allows more.",
         )

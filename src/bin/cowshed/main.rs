@@ -20,6 +20,7 @@ mod create;
 mod dd;
 mod escape;
 mod failure;
+mod files;
 mod format_options;
 mod info;
 mod io;
