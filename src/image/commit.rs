@@ -110,9 +110,14 @@ impl<S: Storage> Top<'_, S> {
 
     /// Makes durable what the storages have completed, and settles what was dropped before.
     ///
+    /// One at a time: a flush that fails may lose what another one, begun meanwhile, would have made durable, and that one
+    /// succeeds all the same.
+    ///
     /// # Errors
-    /// [`Error::Storage`], and the image is latched.
+    /// [`Error::Storage`], and the image is latched; [`Error::Latched`] if it was.
     pub(super) async fn barrier(&self) -> Result<()> {
+        let _one = self.writer.flushing.lock().await;
+        self.writer.must_not_be_latched()?;
         let now = self.writer.settling.now();
         let mut flushed = flush(self.layer.metadata.storage()).await;
         if let (Ok(()), DataFile::Open(data)) = (&flushed, &self.layer.data) {

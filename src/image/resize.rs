@@ -74,8 +74,10 @@ impl<S: Storage> Image<S> {
         self.fill_growth(op, top, old, size, preallocation).await?;
         self.flush_by(op).await?;
         // The header comes last: a disk that has the new size on disk reads as zeros there.
-        top.set_size(size).await?;
+        top.update_header(|header| header.size = size).await?;
+        // Before anything is awaited: the header in memory and the disk have one size.
         growth.end();
+        top.barrier().await?;
         // The cache grows with its tables, as in QEMU.
         let sizes = self.cache_options.lock().resolve(&top.layer.geometry, size);
         if let Ok(sizes) = sizes {
@@ -128,8 +130,10 @@ impl<S: Storage> Image<S> {
         top.prepare_bitmaps_for_size(size).await?;
         top.cut(size).await?;
         top.commit().await?;
-        top.set_size(size).await?;
+        top.update_header(|header| header.size = size).await?;
+        // Before anything is awaited, as above.
         top.layer.size.store(size, Ordering::Release);
+        top.barrier().await?;
         // Now, so that they forget what was there, whatever size the disk gets next.
         top.end_bitmap_use().await?;
         top.trim_file().await
@@ -210,12 +214,6 @@ impl<S: Storage> Top<'_, S> {
             ));
         }
         Ok(())
-    }
-
-    /// Sets the size in the header, durably.
-    async fn set_size(&self, size: u64) -> Result<()> {
-        self.update_header(|header| header.size = size).await?;
-        self.barrier().await
     }
 
     /// Cuts off the clusters at the end of the file that are free. Nobody may be writing.

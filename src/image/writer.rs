@@ -45,6 +45,8 @@ pub(crate) struct Writer {
     pub(super) claims: Claims,
     /// Held by whoever makes changes durable.
     pub(super) commit: AsyncMutex<()>,
+    /// One flush of the storages at a time: see [`Top::barrier`].
+    pub(super) flushing: AsyncMutex<()>,
     /// Held by whoever gives an L1 entry a table.
     pub(super) tables: AsyncMutex<()>,
     pub(super) allocator: AsyncMutex<Allocator>,
@@ -94,6 +96,7 @@ impl Writer {
             tracking: Tracking::default(),
             claims: Claims::default(),
             commit: AsyncMutex::default(),
+            flushing: AsyncMutex::default(),
             tables: AsyncMutex::default(),
             allocator: AsyncMutex::default(),
             refcount_table_io: AsyncMutex::default(),

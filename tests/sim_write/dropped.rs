@@ -59,8 +59,12 @@ fn request_dropped_at_any_poll_loses_nothing_and_leaks_nothing() {
                 ops.push((What::Write, cluster, 512));
             }
             let dropped = ops.len();
+            ops.push(kind);
+            if kind.0 == What::Resize {
+                // Read-only, and writable again: the disk and its header must agree.
+                ops.push((What::Reconfigure, 64, 0));
+            }
             ops.extend([
-                kind,
                 (What::Read, 0, 4 * cluster),
                 (What::Write, 3 * cluster, 512),
                 (What::Write, cluster, 512),

@@ -23,6 +23,9 @@ use super::workload::{End, Looks, Op, Plan, What, no_faults};
 /// How often a crash comes in the middle of the recovery from another, in 1000.
 const AGAIN_PERMILLE: u32 = 250;
 
+/// How many steps a request may take: several for each part of each table of an image with large clusters.
+const STEPS_MAX: u64 = 1_000_000;
+
 /// What came of lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -137,6 +140,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             snapshots.listed(Plan::snapshot_name(0), tags, true, 0);
         }
         let mut model = Model::new(contents, size, made.setup.size_max.max(size));
+        model.copied_together = usize::try_from(made.setup.cluster_size() / plan.granule).unwrap();
         model.monotonic = plan.faults.flush_losses == 0 && plan.named.is_none();
         Self {
             engine,
@@ -159,6 +163,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
     fn phase(&mut self, ops: &[Op], end: End) -> Result<(), String> {
         let (guest, cleaner) = self.recover()?;
         let executor = self.executor;
+        executor.steps_max(STEPS_MAX);
         let cleaner = cleaner.map(|cleaner| executor.spawn(cleaner.run(executor.clock())));
         for disk in [Some(&self.files.image), self.files.data.as_ref()].into_iter().flatten() {
             disk.set_faults(self.plan.faults);
@@ -402,6 +407,8 @@ impl<G: Guest> Shared<'_, '_, G> {
                 result = self.perform(&op).await;
             }
             self.note(result.map_err(|what| format!("{op}: {what}")));
+            // One of them may read all tables of an image with large clusters.
+            self.executor.progress().note();
         }
     }
 
@@ -455,6 +462,11 @@ impl<G: Guest> Shared<'_, '_, G> {
                 self.hear();
                 match result {
                     Some(Ok(())) => self.model.borrow_mut().check_read(started, from, &bytes),
+                    // What a failed flush has lost may be a part of a compressed cluster.
+                    Some(Err(Error::Corrupt(_))) if self.model.borrow().has_lost() => {
+                        self.model.borrow_mut().end_read(started);
+                        Ok(())
+                    }
                     other => {
                         self.model.borrow_mut().end_read(started);
                         other.map_or(Ok(()), |result| self.allow(result))
@@ -608,12 +620,15 @@ impl<G: Guest> Shared<'_, '_, G> {
             let found = (self.found)()?;
             let mut snapshots = self.snapshots.borrow_mut();
             let found: Vec<_> = found.into_iter().filter(|(it, _)| it == name).collect();
-            if found.is_empty() {
+            if found.is_empty() && !model.has_lost() {
                 return Err("the guest has a snapshot that the disk has not".into());
+            } else if found.is_empty() {
+                snapshots.unsure(name, listed, now);
+            } else {
+                let tags = snapshots.check_crash_of(name, &found, &model)?;
+                snapshots.gone(name, &mut model);
+                snapshots.listed(name, tags, is_good, now);
             }
-            let tags = snapshots.check_crash_of(name, &found, &model)?;
-            snapshots.gone(name, &mut model);
-            snapshots.listed(name, tags, is_good, now);
         } else if act != Act::Apply {
             self.snapshots.borrow_mut().unsure(name, listed, now);
         }

@@ -153,6 +153,8 @@ pub struct Model {
     pub contents: Contents,
     /// What was read stays read: not so where flushes fail and lose.
     pub monotonic: bool,
+    /// How many granules, beginning at a multiple of that, may be written together when one of them is.
+    pub copied_together: usize,
     /// A flush has failed, and may have lost what it should have made durable: where that is, nobody knows what is read.
     lost: bool,
     time: u64,
@@ -172,6 +174,7 @@ impl Model {
         let mut model = Self {
             contents,
             monotonic: true,
+            copied_together: 1,
             lost: false,
             time: 0,
             last_change: FIRST_WRITE - 1,
@@ -345,7 +348,7 @@ impl Model {
             let legal = |version: &&Version| {
                 is_alive(&self.lives[&version.change], bound) && self.is_value(version, at, bytes)
             };
-            if self.lost && versions.iter().any(|version| !self.lives[&version.change].durable) {
+            if self.lost && self.may_be_lost(at) {
                 continue;
             }
             let mut found = versions.iter().filter(legal);
@@ -378,8 +381,7 @@ impl Model {
             let legal = |version: &&Version| {
                 is_alive(&self.lives[&version.change], bound) && self.is_value(version, at, bytes)
             };
-            let doubtful = |version: &Version| !self.lives[&version.change].durable;
-            let lost = self.lost && versions.iter().any(doubtful);
+            let lost = self.lost && self.may_be_lost(at);
             let version = match versions.iter().find(legal) {
                 Some(version) => version,
                 None if lost => match versions.iter().find(|it| self.is_value(it, at, bytes)) {
@@ -412,6 +414,19 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Whether a flush has failed, and may have lost something.
+    pub fn has_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether a granule, or one that was written together with it, has a version that is not durable.
+    fn may_be_lost(&self, at: usize) -> bool {
+        let start = at / self.copied_together * self.copied_together;
+        let together = &self.granules[start..self.granules.len().min(start + self.copied_together)];
+        let doubtful = |version: &Version| !self.lives[&version.change].durable;
+        together.iter().flatten().any(doubtful)
     }
 
     fn is_value(&self, version: &Version, at: usize, bytes: &[u8]) -> bool {
