@@ -43,6 +43,11 @@ Chores of the cowshed project.
       Checks the protocols of the cache, its cleaner and the image under N schedules each (4,000 if not given; the image's
       get a tenth), and that mutants of them are found. Then the kernel of the cleaner and the image's gates under every
       schedule there is, or every one with a few preemptions.
+  cargo xtask tsan [--seconds N]
+      Watches the tests of threads with ThreadSanitizer on the nightly toolchain: the nine races of the cleaner, N seconds
+      each (3 if not given), the cache's stress, writers, changes of the settings, runtimes.
+  cargo xtask miri
+      Interprets the tests of the cache and the format with Miri on the nightly toolchain: undefined behaviour, races, leaks.
 ";
 
 fn main() -> ExitCode {
@@ -106,6 +111,15 @@ fn chore(arguments: &[String]) -> Result<()> {
             let schedules = rest.value("--schedules")?.map(|number| number.parse()).transpose()?;
             rest.end()?;
             races::model(schedules)
+        }
+        Some("tsan") => {
+            let seconds = rest.value("--seconds")?.map(|number| number.parse()).transpose()?;
+            rest.end()?;
+            races::tsan(seconds.unwrap_or(3))
+        }
+        Some("miri") => {
+            rest.end()?;
+            races::miri()
         }
         Some("help" | "--help" | "-h") | None => {
             print!("{HELP}");

@@ -60,15 +60,38 @@ pub(crate) fn wasm_path() -> Result<std::ffi::OsString> {
 
 /// Installs cargo-fuzz and the nightly toolchain that it needs, and returns the folder of its binary.
 pub(crate) fn fuzz_tools() -> Result<PathBuf> {
+    nightly(&[])?;
+    Ok(cargo_install("cargo-fuzz", CARGO_FUZZ)?.join("bin"))
+}
+
+/// Installs the nightly toolchain, and of its components those that are missing.
+pub(crate) fn nightly(components: &[&str]) -> Result<()> {
     if !output(command("rustup").args(["toolchain", "list"]))?
         .lines()
-        .any(|line| line.starts_with("nightly"))
+        .any(|line| line.starts_with("nightly-"))
     {
-        step("install the nightly toolchain: fuzzing needs it", || {
+        step("install the nightly toolchain", || {
             run(command("rustup").args(["toolchain", "install", "nightly", "--profile", "minimal"]))
         })?;
     }
-    Ok(cargo_install("cargo-fuzz", CARGO_FUZZ)?.join("bin"))
+    let list = ["component", "list", "--installed", "--toolchain", "nightly"];
+    let installed = output(command("rustup").args(list))?;
+    for component in components {
+        // What is for one target only has its name behind it.
+        let is_it = |line: &str| line == *component || line.starts_with(&format!("{component}-"));
+        if !installed.lines().any(is_it) {
+            step(&format!("add {component} to the nightly toolchain"), || {
+                run(command("rustup").args([
+                    "component",
+                    "add",
+                    component,
+                    "--toolchain",
+                    "nightly",
+                ]))
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Adds the browser's target to the toolchain in use.
