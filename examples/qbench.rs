@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! qbench cowshed WORKLOAD FILE [key=value ...]
-//!   WORKLOAD: open | read | write | toraw | fromraw | check | map | pass
+//!   WORKLOAD: open | read | write | toraw | fromraw | check | map | pass | resident
 //!   keys: size= (bytes addressed, default the virtual size) bs= n= qd= threads= stride= (in blocks; odd and large goes
 //!         all over) direct=1 l2=BYTES in=FILE out=FILE warm=1 (once unmeasured before) off= (where `open` reads)
 //!         flushevery=N (requests) compress=1 (`fromraw` writes compressed clusters) clean=MS (between passes of the
@@ -11,6 +11,9 @@
 //!
 //! `pass` needs no file (say `-`): it fills a cache of `l2=` bytes, 32M by default, and measures the pass that finds all of it in
 //! use, and the one that gives all of it back.
+//!
+//! `resident` reads a block every `stride=` blocks (8192 if not given: one in each slice of L2 table, with clusters of 64 KiB and
+//! the default slices), and says how large the process is in memory before, after, and after three intervals of the cleaner (`clean=`).
 //!
 //! `write` overwrites or allocates, as the image has it; `fromraw` copies what is not zero. The flush at the end of both
 //! is measured apart, as `flush=`.
@@ -139,6 +142,26 @@ fn pass(arguments: &Arguments) {
         let ((used_us, held), (drop_us, left)) = (time(), time());
         println!("round={round} used_us={used_us:.0} held={held} drop_us={drop_us:.0} left={left}");
     }
+}
+
+/// Measures what a scan leaves in memory, and what is left of that when the cleaner has passed.
+fn resident(image: &Image<DiskStorage>, arguments: &Arguments) {
+    let status = || {
+        let field = |name| status_kib(name) / 1024;
+        format!("rss_mib={} anonymous_mib={}", field("VmRSS"), field("RssAnon"))
+    };
+    println!("opened: {}", status());
+    let (block_len, stride) = (4096, arguments.number("stride", 8192));
+    let mut buf = Buf::aligned(4096, 4096);
+    let start = Instant::now();
+    let mut count = 0;
+    for offset in (0..image.virtual_size()).step_by(usize::try_from(block_len * stride).unwrap()) {
+        block_on(image.read_at(&mut buf, offset)).expect("a read");
+        count += 1;
+    }
+    println!("read: {} reads={count} secs={:.3}", status(), start.elapsed().as_secs_f64());
+    std::thread::sleep(3 * Duration::from_millis(arguments.number("clean", 0)));
+    println!("cleaned: {}", status());
 }
 
 /// This thread's share of the requests: every `threads`-th from `thread` on.
@@ -274,8 +297,13 @@ fn is_zeros(bytes: &[u8]) -> bool {
 
 /// The most memory that this process had, in KiB.
 fn memory_peak_kib() -> u64 {
+    status_kib("VmHWM")
+}
+
+/// What the kernel says of this process's memory, in KiB.
+fn status_kib(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM"));
+    let line = status.lines().find(|line| line.starts_with(field));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
@@ -292,7 +320,7 @@ fn main() {
     let mut words = std::env::args().skip(1);
     let (Some(_), Some(workload), Some(file)) = (words.next(), words.next(), words.next()) else {
         eprintln!(
-            "usage: qbench cowshed open|read|write|toraw|fromraw|check|map|pass FILE [key=value ...]"
+            "usage: qbench cowshed open|read|write|toraw|fromraw|check|map|pass|resident FILE [key=value ...]"
         );
         std::process::exit(2);
     };
@@ -347,6 +375,7 @@ fn main() {
             let secs = start.elapsed().as_secs_f64();
             arguments.report_with_flush(secs, flush(image, arguments), 1, len, "");
         }
+        "resident" => resident(image, arguments),
         "map" => {
             let extents = block_on(async {
                 let mut extents = image.extents(0, image.virtual_size()).unwrap();
