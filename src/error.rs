@@ -101,6 +101,15 @@ pub enum Error {
         /// What is wrong with it, with the value that was found.
         reason: String,
     },
+    /// Guest data is encrypted, and no passphrase was given.
+    #[error("guest data is encrypted with {method}, and no passphrase was given")]
+    KeyRequired {
+        /// With what: "AES", "LUKS".
+        method: &'static str,
+    },
+    /// The passphrase opens none of the key slots: it is a wrong one, or its slot was tampered with.
+    #[error("Invalid password, cannot unlock any keyslot")]
+    WrongKey,
     /// An argument of the caller makes no sense; says which and why.
     #[error("{0}")]
     InvalidArgument(String),
@@ -153,7 +162,9 @@ impl From<Error> for io::Error {
             Error::Open { ref source, .. } => source.kind(),
             Error::Corrupt(_) | Error::Volume { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported(_) | Error::LimitExceeded { .. } => io::ErrorKind::Unsupported,
-            Error::Refused { .. } => io::ErrorKind::PermissionDenied,
+            Error::Refused { .. } | Error::KeyRequired { .. } | Error::WrongKey => {
+                io::ErrorKind::PermissionDenied
+            }
             Error::OutOfBounds { .. } | Error::InvalidArgument(_) => io::ErrorKind::InvalidInput,
             Error::Closed => io::ErrorKind::NotConnected,
             Error::Latched(_) => io::ErrorKind::Other,

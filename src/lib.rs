@@ -5,9 +5,10 @@
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 // What only writing uses is not compiled into a program that does not write.
-#![cfg_attr(not(feature = "write"), allow(dead_code, unused_imports))]
+#![cfg_attr(not(all(feature = "write", feature = "encryption")), allow(dead_code, unused_imports))]
 
 pub mod cache;
+pub mod crypt;
 pub mod error;
 pub mod format;
 pub mod image;

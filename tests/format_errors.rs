@@ -1054,14 +1054,29 @@ fn bitmap_cluster_off_its_alignment_is_refused() {
 
 // LUKS.
 
-/// A LUKS header whose key slots are not in use.
+/// A LUKS header for keys of 16 bytes, whose key slots are not in use: each takes 128 sectors.
 fn luks() -> Vec<u8> {
     let mut bytes = vec![0; 592];
     bytes[..8].copy_from_slice(b"LUKS\xba\xbe\x00\x01");
+    let mut put = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    put(104, 8 + 8 * 128);
+    put(108, 16);
+    put(164, 1000);
     for slot in 0..8 {
-        bytes[208 + slot * 48..][..4].copy_from_slice(&0xdead_u32.to_be_bytes());
+        put(208 + slot * 48, 0xdead);
+        put(248 + slot * 48, 8 + slot as u32 * 128);
+        put(252 + slot * 48, 4000);
     }
     bytes
+}
+
+/// Asserts that a header with one number changed is refused for a key slot.
+#[track_caller]
+fn assert_luks_slot(at: usize, value: u32, code: &str, slot: u64, text: &str) {
+    let mut bytes = luks();
+    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    let text = format!("key slot {slot} at 0x50000: {text}");
+    assert_error(LuksHeader::parse(&bytes, TABLE), code, "crypto header", 0x50000, slot, &text);
 }
 
 #[track_caller]
@@ -1088,6 +1103,54 @@ fn luks_header_with_other_magic_is_refused() {
 #[test]
 fn luks_version_2_is_not_supported() {
     assert_luks(|bytes| bytes[7] = 2, "luks-version", "LUKS version 2 is not supported");
+}
+
+#[test]
+fn luks_name_without_an_end_is_refused() {
+    for (at, field) in [(8, "cipher-name"), (40, "cipher-mode"), (72, "hash-spec")] {
+        let text = format!("{field} has no zero at its end");
+        assert_luks(|bytes| bytes[at..at + 32].fill(b'x'), "luks-name-unterminated", &text);
+    }
+}
+
+#[test]
+fn luks_key_of_no_cipher_is_not_supported() {
+    let text = "master key of 65 bytes: keys have 1 to 64";
+    assert_luks(|bytes| bytes[111] = 65, "luks-key-length", text);
+    let text = "master key of 0 bytes: keys have 1 to 64";
+    assert_luks(|bytes| bytes[111] = 0, "luks-key-length", text);
+}
+
+#[test]
+fn luks_payload_in_the_header_is_refused() {
+    let text = "payload at 0xe00 overlaps the LUKS header";
+    assert_luks(
+        |bytes| bytes[104..108].copy_from_slice(&[0, 0, 0, 7]),
+        "luks-payload-offset",
+        text,
+    );
+}
+
+#[test]
+fn luks_key_derivation_without_iterations_is_refused() {
+    let text = "key derivation has no iterations";
+    assert_luks(|bytes| bytes[164..168].fill(0), "luks-no-iterations", text);
+    assert_luks_slot(208 + 48, 0x00ac_71f3, "luks-no-iterations", 1, text);
+}
+
+#[test]
+fn luks_key_slot_with_other_stripes_is_refused() {
+    assert_luks_slot(252 + 96, 4001, "luks-stripes", 2, "4001 stripes, not 4000");
+}
+
+#[test]
+fn luks_key_slot_outside_of_its_place_is_refused() {
+    let text = "key material at 0xe00 overlaps the LUKS header";
+    assert_luks_slot(248, 7, "luks-slot-in-header", 0, text);
+    let text = "key material up to 0x81200 overlaps the payload at 0x81000";
+    assert_luks_slot(248 + 7 * 48, 8 + 7 * 128 + 4, "luks-slot-in-payload", 7, text);
+    let text = "key material overlaps that of key slot 1";
+    assert_luks_slot(248, 9 + 3, "luks-slots-overlap", 0, text);
 }
 
 #[test]

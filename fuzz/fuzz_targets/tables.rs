@@ -25,9 +25,21 @@ fuzz_target!(|data: &[u8]| {
         2 => entries(rest, &geometry),
         3 => l2_entries(rest, &geometry, choice & 16 != 0),
         4 => refcounts(rest, geometry.refcount_order()),
-        _ => drop(LuksHeader::parse(rest, TABLE)),
+        _ => luks(rest),
     }
 });
+
+fn luks(data: &[u8]) {
+    let Ok(header) = LuksHeader::parse(data, TABLE) else { return };
+    for slot in &header.slots {
+        assert!(slot.key_offset + header.material_len() <= header.payload_offset);
+    }
+    let names = [&header.cipher_name, &header.cipher_mode, &header.hash, &header.uuid];
+    // Bytes that are no text are replaced, and need not fit any more.
+    if names.iter().all(|name| name.is_ascii()) && header.uuid.len() < 40 {
+        assert_eq!(LuksHeader::parse(&header.encode(), TABLE).expect("it was parsed"), header);
+    }
+}
 
 fn snapshots(data: &[u8]) {
     let [count, bytes @ ..] = data else { return };

@@ -116,6 +116,19 @@ kinds! {
         "luks-magic" LuksMagic => "LUKS header does not start with its magic",
         "luks-slot-state" LuksSlotState { value: u32 } =>
             "state {value:#010x} is neither 0x00ac71f3 nor 0x0000dead",
+        "luks-name-unterminated" LuksNameUnterminated { field: &'static str } =>
+            "{field} has no zero at its end",
+        "luks-payload-offset" LuksPayloadOffset { offset: u64 } =>
+            "payload at {offset:#x} overlaps the LUKS header",
+        "luks-no-iterations" LuksNoIterations => "key derivation has no iterations",
+        "luks-stripes" LuksStripes { value: u32, expected: u32 } => "{value} stripes, not {expected}",
+        "luks-slot-in-header" LuksSlotInHeader { offset: u64 } =>
+            "key material at {offset:#x} overlaps the LUKS header",
+        "luks-slot-in-payload" LuksSlotInPayload { end: u64, payload: u64 } =>
+            "key material up to {end:#x} overlaps the payload at {payload:#x}",
+        "luks-slots-overlap" LuksSlotsOverlap { other: u64 } => "key material overlaps that of key slot {other}",
+        "luks-slot-outside" LuksSlotOutside { end: u64, len: u64 } =>
+            "key material up to {end:#x} lies outside of the crypto header, which has {len:#x} bytes",
         "past-end-of-file" PastEndOfFile { len: u64, file_len: u64 } =>
             "its {len:#x} bytes end past the end of the file at {file_len:#x}",
         "stream-invalid" StreamInvalid { len: u64 } =>

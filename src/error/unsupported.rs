@@ -12,6 +12,8 @@ kinds! {
             "extra data of bitmap {name:?} must be known to use it",
         "compression-with-data-file" CompressionWithDataFile => "images with an external data file have no compressed clusters",
         "snapshot-with-data-file" SnapshotWithDataFile => "images with an external data file have no snapshots",
+        "compression-with-encryption" CompressionWithEncryption =>
+            "compressed clusters are not encrypted, so images that are take no new ones",
         "version" Version { value: u32 } => "Unsupported qcow2 version {value}",
         "cluster-bits" ClusterBits { value: u32, max: u32 } => "cluster_bits {value} is greater than {max}",
         "incompatible-features" IncompatibleFeatures { names: String } => "Unsupported qcow2 feature(s): {names}",
@@ -43,6 +45,10 @@ kinds! {
         "bitmap-name-too-long" BitmapNameTooLong { len: u16, max: u16 } =>
             "bitmap name of {len} bytes is longer than {max}",
         "luks-version" LuksVersion { value: u16 } => "LUKS version {value} is not supported",
-        "encryption" Encryption { method: &'static str } => "guest data is encrypted with {method}",
+        "luks-key-length" LuksKeyLength { len: u32, max: u32 } =>
+            "master key of {len} bytes: keys have 1 to {max}",
+        "luks-algorithm" LuksAlgorithm { what: &'static str, name: String } =>
+            "{what} '{name}' is not supported",
+        "encryption" Encryption { method: &'static str } => "guest data is encrypted with {method}, and this program was built without the feature encryption",
     }
 }

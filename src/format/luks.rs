@@ -1,4 +1,5 @@
-//! The LUKS1 partition header, to which the crypto header extension points: what there is to tell of it without a key.
+//! The LUKS1 partition header, to which the crypto header extension points: what there is to tell of it without a key, and
+//! where the parts of a new one lie.
 //!
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
@@ -40,6 +41,15 @@ const SLOT_LEN: usize = 48;
 const SLOTS: usize = 8;
 /// Unit of the offsets.
 const SECTOR_LEN: u64 = 512;
+/// How many pieces a key is split into: the same for all.
+pub const LUKS_STRIPES: u32 = 4000;
+/// Key slots are apart from the header and from each other by multiples of so many bytes.
+const SLOT_ALIGNMENT: u64 = 4096;
+/// The longest master key, in bytes: two of the longest cipher keys there are.
+const KEY_LEN_MAX: u32 = 64;
+/// Longest strings with their zero, in bytes.
+const NAME_LEN: usize = 32;
+const UUID_LEN: usize = 40;
 
 /// The LUKS1 partition header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,8 +99,8 @@ impl LuksHeader {
     ///
     /// # Errors
     ///
-    /// `Corrupt` if it is too short, its magic is wrong, or a key slot is neither in use nor not; `Unsupported` if it is
-    /// not version 1.
+    /// `Corrupt` if it is too short, its magic is wrong, a name has no end, a key slot is neither in use nor not, or the
+    /// parts of the area overlap; `Unsupported` if it is not version 1 or its master key is longer than any cipher's.
     pub fn parse(bytes: &[u8], at: HostOffset) -> Result<Self> {
         let corrupt = |kind| Corrupt::new(kind, Structure::CryptoHeader).at(at.get());
         if bytes.len() < Self::LEN {
@@ -111,7 +121,14 @@ impl LuksHeader {
             *slot = LuksSlot::parse(bytes)
                 .map_err(|kind| Error::from(corrupt(kind).entry(index as u64)))?;
         }
-        Ok(Self {
+        for (field, range) in
+            [("cipher-name", 8..40), ("cipher-mode", 40..72), ("hash-spec", 72..104)]
+        {
+            if !bytes[range].contains(&0) {
+                return Err(corrupt(CorruptKind::LuksNameUnterminated { field }).into());
+            }
+        }
+        let header = Self {
             cipher_name: text(&bytes[8..40]),
             cipher_mode: text(&bytes[40..72]),
             hash: text(&bytes[72..104]),
@@ -122,7 +139,96 @@ impl LuksHeader {
             master_key_iterations: be32(bytes, 164),
             uuid: text(&bytes[168..208]),
             slots,
-        })
+        };
+        header.validate(at)?;
+        Ok(header)
+    }
+
+    /// The bytes of the header.
+    ///
+    /// # Panics
+    ///
+    /// If a name is too long for its field, or an offset for the format: neither of this crate's is.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; Self::LEN];
+        bytes[..6].copy_from_slice(&MAGIC);
+        bytes[6..8].copy_from_slice(&VERSION.to_be_bytes());
+        for (at, len, name) in [
+            (8, NAME_LEN, &self.cipher_name),
+            (40, NAME_LEN, &self.cipher_mode),
+            (72, NAME_LEN, &self.hash),
+            (168, UUID_LEN, &self.uuid),
+        ] {
+            assert!(name.len() < len, "{name:?} has a zero behind it within {len} bytes");
+            bytes[at..at + name.len()].copy_from_slice(name.as_bytes());
+        }
+        for (at, value) in [
+            (104, sectors(self.payload_offset)),
+            (108, self.key_len),
+            (164, self.master_key_iterations),
+        ] {
+            bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        }
+        bytes[112..132].copy_from_slice(&self.master_key_digest);
+        bytes[132..164].copy_from_slice(&self.master_key_salt);
+        for (index, slot) in self.slots.iter().enumerate() {
+            bytes[SLOTS_AT + index * SLOT_LEN..][..SLOT_LEN].copy_from_slice(&slot.encode());
+        }
+        bytes
+    }
+
+    /// Where the bytes of a key slot are, from the start of the header.
+    pub fn slot_range(index: usize) -> std::ops::Range<usize> {
+        SLOTS_AT + index * SLOT_LEN..SLOTS_AT + (index + 1) * SLOT_LEN
+    }
+
+    /// The length in bytes of the key material of a slot.
+    pub fn material_len(&self) -> u64 {
+        u64::from(self.key_len) * u64::from(LUKS_STRIPES)
+    }
+
+    /// What QEMU's qcrypto_block_luks_check_header asks, and that the area is not longer than its lengths can say.
+    fn validate(&self, at: HostOffset) -> Result<()> {
+        let corrupt = |kind| Corrupt::new(kind, Structure::CryptoHeader).at(at.get());
+        if !(1..=KEY_LEN_MAX).contains(&self.key_len) {
+            let kind = UnsupportedKind::LuksKeyLength { len: self.key_len, max: KEY_LEN_MAX };
+            return Err(Unsupported::new(kind, Structure::CryptoHeader).at(at.get()).into());
+        }
+        if self.payload_offset < SLOT_ALIGNMENT {
+            let offset = self.payload_offset;
+            return Err(corrupt(CorruptKind::LuksPayloadOffset { offset }).into());
+        }
+        if self.master_key_iterations == 0 {
+            return Err(corrupt(CorruptKind::LuksNoIterations).into());
+        }
+        let len = self.material_len();
+        for (index, slot) in (0_u64..).zip(&self.slots) {
+            let fault = |kind| Err(corrupt(kind).entry(index).into());
+            if slot.stripes != LUKS_STRIPES {
+                let (value, expected) = (slot.stripes, LUKS_STRIPES);
+                return fault(CorruptKind::LuksStripes { value, expected });
+            }
+            if slot.key_offset < SLOT_ALIGNMENT {
+                return fault(CorruptKind::LuksSlotInHeader { offset: slot.key_offset });
+            }
+            if slot.active && slot.iterations == 0 {
+                return fault(CorruptKind::LuksNoIterations);
+            }
+            // Offsets have 41 bits, so the sums do not overflow.
+            let end = slot.key_offset + len;
+            if end > self.payload_offset {
+                let payload = self.payload_offset;
+                return fault(CorruptKind::LuksSlotInPayload { end, payload });
+            }
+            let overlaps = |other: &LuksSlot| {
+                other.key_offset < end && slot.key_offset < other.key_offset + len
+            };
+            let other = (0_u64..).zip(&self.slots).find(|(n, other)| *n > index && overlaps(other));
+            if let Some((other, _)) = other {
+                return fault(CorruptKind::LuksSlotsOverlap { other });
+            }
+        }
+        Ok(())
     }
 
     /// Returns the cipher with the length of its key in bits, as QEMU calls it: "aes-256". In mode xts the master key is
@@ -149,7 +255,53 @@ impl LuksHeader {
     }
 }
 
+/// Where the parts of a new encryption header lie: as cryptsetup and QEMU lay them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LuksLayout {
+    slot_len: u64,
+}
+
+impl LuksLayout {
+    /// For a master key of `key_len` bytes.
+    pub fn new(key_len: u64) -> Self {
+        let slot_len = (key_len * u64::from(LUKS_STRIPES)).next_multiple_of(SLOT_ALIGNMENT);
+        Self { slot_len }
+    }
+
+    /// Where the key material of a slot is, in bytes from the start of the header.
+    pub fn slot_offset(&self, index: usize) -> u64 {
+        SLOT_ALIGNMENT + index as u64 * self.slot_len
+    }
+
+    /// The length of header and key material in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.slot_offset(SLOTS)
+    }
+}
+
 impl LuksSlot {
+    /// A slot that holds no key, with room for one at `key_offset`.
+    pub fn unused(key_offset: u64) -> Self {
+        Self { key_offset, stripes: LUKS_STRIPES, ..Self::EMPTY }
+    }
+
+    /// The bytes of the slot in the header.
+    ///
+    /// # Panics
+    ///
+    /// If the offset is too large for the format.
+    pub fn encode(&self) -> [u8; SLOT_LEN] {
+        let mut bytes = [0; SLOT_LEN];
+        let state = if self.active { SLOT_ENABLED } else { SLOT_DISABLED };
+        for (at, value) in
+            [(0, state), (4, self.iterations), (40, sectors(self.key_offset)), (44, self.stripes)]
+        {
+            bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        }
+        bytes[8..40].copy_from_slice(&self.salt);
+        bytes
+    }
+
     const EMPTY: Self =
         Self { active: false, iterations: 0, salt: [0; 32], key_offset: 0, stripes: 0 };
 
@@ -167,6 +319,13 @@ impl LuksSlot {
             stripes: be32(bytes, 44),
         })
     }
+}
+
+/// An offset in sectors.
+fn sectors(offset: u64) -> u32 {
+    // OK to unwrap: offsets that were parsed or laid out have 32 bits in this unit.
+    #[allow(clippy::expect_used)]
+    u32::try_from(offset / SECTOR_LEN).expect("offsets have 32 bits in sectors")
 }
 
 /// A string padded with zeros.

@@ -34,7 +34,7 @@ pub use geometry::Geometry;
 pub use header::{Compression, CryptMethod, Header};
 pub use l1::L1Entry;
 pub use l2::{ClusterKind, CompressedCluster, L2Context, L2Entry, L2Fault};
-pub use luks::{LuksHeader, LuksSlot};
+pub use luks::{LUKS_STRIPES, LuksHeader, LuksLayout, LuksSlot};
 pub use refcount::RefcountTableEntry;
 pub use snapshot::{Parsed, Snapshot, SnapshotTable};
 pub use subcluster::SubclusterKind;

@@ -6,7 +6,7 @@
 use futures::stream::{FuturesOrdered, StreamExt};
 
 use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
-use crate::format::{ClusterKind, CompressedCluster, L2Entry};
+use crate::format::{ClusterKind, CompressedCluster, CryptMethod, L2Entry};
 use crate::storage::{Buf, Storage};
 
 use super::Image;
@@ -42,6 +42,11 @@ impl<S: Storage> Image<S> {
             return Err(Unsupported::new(kind, Structure::Header).into());
         }
         let ends_whole = end.is_multiple_of(cluster_size) || end == self.virtual_size();
+        if top.layer.crypt != CryptMethod::None {
+            // It would lie in the file for all to read.
+            let kind = UnsupportedKind::CompressionWithEncryption;
+            return Err(Unsupported::new(kind, Structure::Header).into());
+        }
         if !offset.is_multiple_of(cluster_size) || !ends_whole {
             return Err(Error::InvalidArgument(format!(
                 "compressed write of {} bytes at {offset:#x} is not of whole clusters of {cluster_size:#x} bytes",

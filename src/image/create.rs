@@ -19,7 +19,7 @@ mod tables;
 use std::io;
 
 use crate::error::{Error, Result};
-use crate::format::{Geometry, HostOffset, RefcountTableEntry, refcount};
+use crate::format::{CryptMethod, Extension, Geometry, HostOffset, RefcountTableEntry, refcount};
 use crate::storage::Storage;
 
 use super::options::Preallocation;
@@ -30,6 +30,8 @@ use tables::Tables;
 
 pub(super) use clusters::refcount_clusters;
 pub use options::CreateOptions;
+#[cfg(feature = "encryption")]
+pub use options::Encryption;
 
 /// Disks have whole sectors.
 const SECTOR_LEN_BYTES: u64 = 512;
@@ -65,6 +67,9 @@ pub async fn create<S: Storage>(
 
     let mut tables =
         Tables::new(storage, is_zero, geometry, data_file.is_some(), clusters, l1_offset);
+    if header.crypt != CryptMethod::None {
+        tables.say_zero();
+    }
     let mut sink = Sink::new(storage, is_zero);
     let l1_len = header.l1_table_len();
     let l1_len =
@@ -94,6 +99,18 @@ pub async fn create<S: Storage>(
             }
             tables.map_in_row(host, data).await?;
         }
+    }
+    if let Some((bytes, len)) = options.luks_area() {
+        let count = geometry.clusters_for(len);
+        let first = tables.clusters_mut().take(count).map_err(too_large)?;
+        let offset = cluster_offset(geometry, first);
+        for extension in &mut header.extensions {
+            if let Extension::CryptoHeader(crypto) = extension {
+                crypto.offset = offset;
+            }
+        }
+        sink.put_zeros(offset.get(), count << geometry.cluster_bits()).await?;
+        sink.put(bytes, offset.get()).await?;
     }
     let done = tables.finish().await?;
     write_refcounts(&mut sink, geometry, &done.clusters).await?;

@@ -11,6 +11,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 
@@ -56,6 +57,17 @@ impl Reference<'_> {
     pub fn refused(&self, reason: impl Into<String>) -> Error {
         Error::refused(self.kind.name(), self.name, reason)
     }
+}
+
+/// A layer whose guest data is encrypted, as the gate sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Locked<'a> {
+    /// Where the layer came from: its [`Source::location`].
+    pub location: &'a Path,
+    /// How many layers lie above it: 0 for the image itself.
+    pub depth: usize,
+    /// With what it is encrypted: "LUKS", "AES".
+    pub method: &'static str,
 }
 
 /// The format of a layer.
@@ -132,6 +144,16 @@ pub trait Gate {
         &self,
         reference: &Reference<'_>,
     ) -> impl Future<Output = Result<Answer<Self::Storage>>>;
+
+    /// Gives the passphrase of an encrypted layer, unless the [`OpenOptions`](super::OpenOptions) have it. `None` opens the
+    /// layer all the same, and what is encrypted cannot be read or written. By default there is none.
+    ///
+    /// # Errors
+    /// Whatever looking for it met; the image is not opened then.
+    fn key(&self, locked: &Locked<'_>) -> impl Future<Output = Result<Option<Secret>>> {
+        let _ = locked;
+        std::future::ready(Ok(None))
+    }
 }
 
 /// The default gate: nothing that an image names is opened.

@@ -1,7 +1,7 @@
 //! Changing the header of an image that is open for writing: only the bytes that differ are written, so that a change of
 //! one field is one write within one sector, which a power loss leaves done or not done.
 
-use crate::error::{Error, Result, Structure};
+use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
 use crate::format::{
     Autoclear, Compatible, CryptMethod, Header, HostOffset, Incompatible, Version,
 };
@@ -17,7 +17,7 @@ impl<S: Storage> Top<'_, S> {
     /// keeps true.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for images whose encryption or bitmaps cannot be kept right; [`Error::Corrupt`] if the
+    /// [`Error::Unsupported`] for images whose bitmaps cannot be kept right; [`Error::KeyRequired`]; [`Error::Corrupt`] if the
     /// image is too damaged to be written to; [`Error::Storage`].
     ///
     /// # Cancel safety
@@ -29,9 +29,7 @@ impl<S: Storage> Top<'_, S> {
         }
         let layer = self.layer;
         let header = layer.header.get();
-        if header.crypt != CryptMethod::None {
-            layer.must_be_plain()?;
-        }
+        layer.cipher()?;
         if header.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::ReadOnly("it is marked as corrupt".into()));
         }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cache::{Slice, TableCache};
-use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
+use crate::crypt::DiskCipher;
+use crate::error::{Error, Result, Structure};
 use crate::format::limits::HOST_OFFSET_MAX;
 use crate::format::{
     ClusterKind, CompressedCluster, CryptMethod, Geometry, GuestOffset, Header, HostOffset,
@@ -65,6 +66,8 @@ pub(crate) struct Qcow2Layer<S> {
     pub(crate) data_blocks: Blocks,
     pub(crate) header: Published<Header>,
     pub(crate) crypt: CryptMethod,
+    /// What guest data is encrypted with, if it is and the passphrase was given.
+    pub(crate) cipher: Option<DiskCipher>,
     pub(crate) geometry: Geometry,
     pub(crate) context: L2Context,
     pub(crate) snapshots: Published<[Snapshot]>,
@@ -165,11 +168,23 @@ impl<S: Storage> Layer<S> {
     /// Where this layer's data runs are.
     ///
     /// # Errors
-    /// [`Error::Refused`] if that file was not opened, [`Error::Unsupported`] if the clusters are encrypted.
+    /// [`Error::Refused`] if that file was not opened.
     pub(crate) fn data_storage(&self) -> Result<Option<&S>> {
         match &self.body {
             Body::Raw(layer) => Ok(Some(&layer.storage)),
             Body::Qcow2(layer) => layer.data_storage(),
+        }
+    }
+
+    /// What data runs are encrypted with.
+    ///
+    /// # Errors
+    /// [`Error::KeyRequired`] if they are, and there is no key.
+    #[inline]
+    pub(crate) fn cipher(&self) -> Result<Option<&DiskCipher>> {
+        match &self.body {
+            Body::Qcow2(layer) if layer.crypt != CryptMethod::None => layer.cipher(),
+            _ => Ok(None),
         }
     }
 }
@@ -181,7 +196,6 @@ impl<S: Storage> Qcow2Layer<S> {
     }
 
     fn data_storage(&self) -> Result<Option<&S>> {
-        self.must_be_plain()?;
         match &self.data {
             DataFile::None => Ok(Some(self.metadata.storage())),
             DataFile::Open(storage) => Ok(Some(storage)),
@@ -272,19 +286,17 @@ impl<S: Storage> Qcow2Layer<S> {
         Ok(Some((host, len.min(at.len))))
     }
 
-    /// Asks whether clusters can be read as they are.
+    /// What guest data is encrypted with; `None` if it is not.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if they are encrypted.
+    /// [`Error::KeyRequired`] if it is, and there is no key.
     #[inline]
-    pub(crate) fn must_be_plain(&self) -> Result<()> {
-        let method = match self.crypt {
-            CryptMethod::None => return Ok(()),
-            CryptMethod::Aes => "AES",
-            CryptMethod::Luks => "LUKS",
-        };
-        let kind = UnsupportedKind::Encryption { method };
-        Err(Unsupported::new(kind, Structure::Header).into())
+    pub(crate) fn cipher(&self) -> Result<Option<&DiskCipher>> {
+        match (self.crypt, &self.cipher) {
+            (CryptMethod::None, _) => Ok(None),
+            (_, Some(cipher)) => Ok(Some(cipher)),
+            (method, None) => Err(Error::KeyRequired { method: method_name(method) }),
+        }
     }
 
     /// The bytes of guest offsets before the VM state.
@@ -435,6 +447,15 @@ impl<S: Storage> Qcow2Layer<S> {
             alike += cluster_size;
         }
         alike
+    }
+}
+
+/// What messages call an encryption method.
+pub(crate) fn method_name(method: CryptMethod) -> &'static str {
+    match method {
+        CryptMethod::None => "nothing",
+        CryptMethod::Aes => "AES",
+        CryptMethod::Luks => "LUKS",
     }
 }
 

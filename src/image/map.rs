@@ -1,7 +1,7 @@
 //! What lies where: every guest range's kind, layer and host offset, without reading it.
 
 use crate::error::{Error, Result};
-use crate::format::HostOffset;
+use crate::format::{CryptMethod, HostOffset};
 use crate::storage::{Storage, StorageExtentKind};
 use crate::sync::yield_now;
 
@@ -225,8 +225,9 @@ impl<S: Storage> Layer<S> {
                 // A raw layer has no metadata: what its file says is all there is to know.
                 let storage = match &self.body {
                     Body::Raw(layer) => &layer.storage,
-                    Body::Qcow2(_) => match self.data_storage() {
-                        Ok(Some(storage)) if holes => storage,
+                    // Zeros in the file are not zeros on a disk that is encrypted.
+                    Body::Qcow2(layer) => match self.data_storage() {
+                        Ok(Some(storage)) if holes && layer.crypt == CryptMethod::None => storage,
                         _ => return Ok((ExtentKind::Data { host }, run.len)),
                     },
                 };

@@ -38,6 +38,8 @@ mod header_change;
 mod inflated;
 #[cfg(all(test, feature = "loom"))]
 mod kernel;
+#[cfg(all(feature = "encryption", feature = "write"))]
+mod key_slots;
 mod l1;
 mod layer;
 mod map;
@@ -66,6 +68,7 @@ mod settling;
 mod snapshot;
 mod tables;
 mod turnstile;
+mod unlock;
 mod vm_state;
 mod write;
 mod writer;
@@ -83,9 +86,15 @@ use crate::workers::Workers;
 
 pub use amend::AmendOptions;
 pub use bitmap::DirtyRanges;
+#[cfg(feature = "encryption")]
+pub use create::Encryption;
 pub use create::{CreateOptions, create};
 pub use detect::detect;
-pub use gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, RefuseAll, Source};
+pub use gate::{
+    Answer, Format, Gate, Identity, Locked, Reference, ReferenceKind, RefuseAll, Source,
+};
+#[cfg(all(feature = "encryption", feature = "write"))]
+pub use key_slots::{KeyAddition, KeyErasure};
 pub use map::{Extent, ExtentKind, Extents};
 pub use measure::Measurement;
 pub use merge::Merge;

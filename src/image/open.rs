@@ -50,7 +50,7 @@ impl<S: Storage> Image<S> {
     ///
     /// # Errors
     /// [`Error::Corrupt`], [`Error::Unsupported`] and [`Error::LimitExceeded`] if a layer cannot be understood;
-    /// [`Error::Refused`] by the gate; [`Error::NotFound`] if there is no such snapshot; [`Error::Storage`];
+    /// [`Error::Refused`] by the gate; [`Error::WrongKey`]; [`Error::NotFound`] if there is no such snapshot; [`Error::Storage`];
     /// [`Error::InvalidArgument`] for options that contradict each other; [`Error::ReadOnly`] if it is marked as corrupt and
     /// is opened for writing.
     ///
@@ -110,6 +110,7 @@ impl<S: Storage> Image<S> {
                     if let (0, Some(write)) = (depth, &options.write) {
                         write.must_suit(layer.header.get().version)?;
                     }
+                    layer.unlock(gate, &location, depth, &options).await?;
                     layer.open_data_file(gate, &location, depth, &identities, &options).await?;
                     let header = layer.header.get();
                     if let Some(name) = &header.backing_file {
@@ -210,6 +211,7 @@ impl<S: Storage> Qcow2Layer<S> {
             inflated: Inflated::new(options.inflated_len_bytes_max, cluster_size),
             geometry,
             crypt: header.crypt,
+            cipher: None,
             header: Published::new(header),
             metadata,
         })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::cache::CacheOptions;
+use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::format::Version;
 use crate::workers::Workers;
@@ -136,7 +137,12 @@ pub struct OpenOptions {
     pub chain_depth_max: usize,
     /// How the image is written to; `None` opens it read-only.
     pub write: Option<WriteOptions>,
-    /// Where clusters are inflated; without, where the request is polled.
+    /// The passphrase of the image itself, if its guest data is encrypted; without, and for the layers below it, the gate
+    /// is asked.
+    pub key: Option<Secret>,
+    /// The most iterations of a key derivation that opening goes through: an image can ask for hours.
+    pub key_iterations_max: u32,
+    /// Where clusters are inflated and keys derived; without, where the request is polled.
     pub workers: Option<Arc<dyn Workers>>,
 }
 
@@ -145,6 +151,9 @@ impl OpenOptions {
     pub const INFLATED_LEN_BYTES_MAX_DEFAULT: u64 = 4 << 20;
     /// What [`Self::chain_depth_max`] is by default: more than any tool makes, less than a stack of futures minds.
     pub const CHAIN_DEPTH_MAX_DEFAULT: usize = 256;
+    /// What [`Self::key_iterations_max`] is by default: some ten seconds for a passphrase. QEMU makes slots that took two
+    /// seconds where they were made.
+    pub const KEY_ITERATIONS_MAX_DEFAULT: u32 = 40_000_000;
 }
 
 impl Default for OpenOptions {
@@ -156,6 +165,8 @@ impl Default for OpenOptions {
             inflated_len_bytes_max: Self::INFLATED_LEN_BYTES_MAX_DEFAULT,
             chain_depth_max: Self::CHAIN_DEPTH_MAX_DEFAULT,
             write: None,
+            key: None,
+            key_iterations_max: Self::KEY_ITERATIONS_MAX_DEFAULT,
             workers: None,
         }
     }
@@ -170,6 +181,8 @@ impl std::fmt::Debug for OpenOptions {
             .field("inflated_len_bytes_max", &self.inflated_len_bytes_max)
             .field("chain_depth_max", &self.chain_depth_max)
             .field("write", &self.write)
+            .field("key", &self.key)
+            .field("key_iterations_max", &self.key_iterations_max)
             .field("workers", &self.workers.as_ref().map(|w| w.parallelism()))
             .finish()
     }

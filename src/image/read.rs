@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 
+use crate::crypt::SECTOR_LEN_BYTES;
 use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::{CompressedCluster, HostOffset};
 use crate::storage::{Buf, Storage};
@@ -32,7 +33,11 @@ struct Piece {
 }
 
 enum From {
-    Host(HostOffset),
+    Host {
+        host: HostOffset,
+        /// Where on the disk: ciphers may count by it.
+        guest: u64,
+    },
     Cluster {
         cluster: CompressedCluster,
         /// Where in the inflated cluster the part starts.
@@ -46,7 +51,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// [`Error::OutOfBounds`] if the range is not within the disk; [`Error::Corrupt`] from the metadata and the
     /// compressed streams; [`Error::Storage`]; [`Error::Refused`] if the bytes are in a file that was not opened;
-    /// [`Error::Unsupported`] if they are encrypted; [`Error::Closed`]. The buffer then holds anything.
+    /// [`Error::KeyRequired`] if they are encrypted and there is no key; [`Error::Closed`]. The buffer then holds anything.
     ///
     /// # Cancel safety
     /// Dropping the future has no effect on the image.
@@ -189,17 +194,28 @@ impl<S: Storage> Image<S> {
                     buf[part].fill(0);
                     return Ok(None);
                 };
+                let cipher = layer.cipher()?;
+                if cipher.is_some() && !is_in_sectors(host.get(), part.len()) {
+                    return Ok(Some(Piece { depth, part, from: From::Host { host, guest: at } }));
+                }
                 match storage.try_read_at(&mut buf[part.clone()], host.get()) {
                     Some(result) => {
                         let len = part.len() as u64;
                         result.map_err(|error| Error::storage("read", host.get(), len, error))?;
+                        if let Some(cipher) = cipher {
+                            cipher.decrypt(at, host.get(), &mut buf[part]);
+                        }
                     }
-                    None => return Ok(Some(Piece { depth, part, from: From::Host(host) })),
+                    None => {
+                        let from = From::Host { host, guest: at };
+                        return Ok(Some(Piece { depth, part, from }));
+                    }
                 }
             }
             RunKind::Compressed(cluster) => {
                 let Body::Qcow2(layer) = &layer.body else { return Ok(None) };
-                layer.must_be_plain()?;
+                // Compressed clusters are never encrypted. Whoever has no key sees nothing of the disk all the same.
+                layer.cipher()?;
                 let start = narrow(layer.geometry.offset_in_cluster(at));
                 let Some(inflated) = layer.inflated.find(cluster.host) else {
                     return Ok(Some(Piece { depth, part, from: From::Cluster { cluster, start } }));
@@ -248,11 +264,20 @@ impl<S: Storage> Image<S> {
     ) -> Result<(Fetched, usize)> {
         let layer = &self.layers[piece.depth];
         match (&piece.from, &layer.body) {
-            (From::Host(host), _) => {
-                let len = piece.part.len() as u64;
-                match layer.data_storage()? {
-                    Some(storage) => Ok((Fetched::Own(read(storage, host.get(), len).await?), 0)),
-                    None => Ok((Fetched::Own(Buf::zeroed(piece.part.len())), 0)),
+            (From::Host { host, guest }, _) => {
+                let (host, len) = (host.get(), piece.part.len() as u64);
+                match (layer.data_storage()?, layer.cipher()?) {
+                    (Some(storage), None) => Ok((Fetched::Own(read(storage, host, len).await?), 0)),
+                    (Some(storage), Some(cipher)) => {
+                        // Whole sectors: clusters are made of them.
+                        let before = host % SECTOR_LEN_BYTES;
+                        let whole = (before + len).next_multiple_of(SECTOR_LEN_BYTES);
+                        let (guest, host) = (guest - before, host - before);
+                        let mut bytes = read(storage, host, whole).await?;
+                        cipher.decrypt(guest, host, &mut bytes);
+                        Ok((Fetched::Own(bytes), narrow(before)))
+                    }
+                    (None, _) => Ok((Fetched::Own(Buf::zeroed(piece.part.len())), 0)),
                 }
             }
             (From::Cluster { cluster, start }, Body::Qcow2(layer)) => {
@@ -337,6 +362,11 @@ async fn layer_run<S: Storage>(layer: &Layer<S>, at: u64, len: u64) -> Result<Ru
         Some(run) => run,
         None => layer.run(at, len).await,
     }
+}
+
+/// Whether a range is of whole sectors.
+fn is_in_sectors(start: u64, len: usize) -> bool {
+    (start | len as u64).is_multiple_of(SECTOR_LEN_BYTES)
 }
 
 /// A length that is at most that of a slice in memory, as a `usize`.

@@ -3,7 +3,7 @@
 //! Source: QEMU, block/qcow2.c, `qcow2_co_truncate`; qcow2-cluster.c, `qcow2_grow_l1_table`, `qcow2_shrink_l1_table`.
 
 use crate::error::{Error, Result};
-use crate::format::{ClusterKind, HostOffset, L1Entry, L2Entry, Version};
+use crate::format::{ClusterKind, CryptMethod, HostOffset, L1Entry, L2Entry, Version};
 use crate::storage::Storage;
 use crate::sync::Ordering;
 
@@ -399,13 +399,20 @@ impl<S: Storage> Top<'_, S> {
             (taken.host(), Some(taken))
         };
         let is_fresh = taken.as_ref().is_some_and(|taken| taken.is_fresh);
+        // What is in the file is no zeros for a disk that is encrypted: its entries must say it, or zeros are encrypted.
+        let is_encrypted = self.layer.crypt != CryptMethod::None;
+        let says_zero = is_encrypted
+            && mode != Preallocation::Full
+            && self.layer.context.version() != Version::V2;
+        let mode = if is_encrypted && !says_zero { Preallocation::Full } else { mode };
         match mode {
             Preallocation::Full => {
                 let zeros = vec![0; 1 << 20];
                 let mut done = 0;
                 while done < len {
                     let part = &zeros[..usize::try_from((len - done).min(1 << 20)).unwrap_or(0)];
-                    self.put(request, part, HostOffset::new(base.get() + done)).await?;
+                    let host = HostOffset::new(base.get() + done);
+                    self.put_data(request, part, host, start + done).await?;
                     done += part.len() as u64;
                 }
             }
@@ -419,7 +426,11 @@ impl<S: Storage> Top<'_, S> {
         let entry = |index: u64| {
             let host = HostOffset::new(base.get() + index * cluster_size);
             // Subclusters stay as they were: the space is there, and is not read.
-            let descriptor = L2Entry::new(ClusterKind::Data { host }, true, geometry).descriptor();
+            let kind = match says_zero && !geometry.extended_l2() {
+                true => ClusterKind::Zero { host: Some(host) },
+                false => ClusterKind::Data { host },
+            };
+            let descriptor = L2Entry::new(kind, true, geometry).descriptor();
             let index = usize::try_from(index).unwrap_or(usize::MAX);
             L2Entry::from_raw(descriptor, entries[index].bitmap())
         };

@@ -8,11 +8,13 @@ use std::ops::Range;
 
 use futures::future::try_join3;
 
+use crate::crypt::SECTOR_LEN_BYTES;
 use crate::error::{Error, Result, Structure};
-use crate::format::{Autoclear, ClusterKind, GuestOffset, HostOffset, L2Entry};
+use crate::format::{Autoclear, ClusterKind, CryptMethod, GuestOffset, HostOffset, L2Entry};
 use crate::storage::{Blocks, Storage};
 
 use super::Image;
+use super::claims::Claim;
 use super::free::FreeReason;
 use super::layer::{Below, DataFile, RawLayer};
 use super::mutant::{self, Mutant};
@@ -24,6 +26,13 @@ use super::writer::{Change, Target, Top};
 
 /// What is copied goes with the data in one request up to this length, in bytes: copying memory costs less than a request.
 const MERGED_LEN_BYTES_MAX: u64 = 256 << 10;
+
+/// How much is encrypted before it is written, in bytes.
+const ENCRYPTED_LEN_BYTES_MAX: usize = 1 << 20;
+
+// OK to cast: 512.
+#[allow(clippy::cast_possible_truncation)]
+const SECTOR_LEN: usize = SECTOR_LEN_BYTES as usize;
 
 impl<S: Storage> Image<S> {
     /// Writes `data` to the disk at guest `offset`, at any alignment. What it returns after is read by whoever reads then,
@@ -146,6 +155,48 @@ impl<'a, S: Storage> Top<'a, S> {
         data: &[u8],
         at: u64,
     ) -> Result<usize> {
+        if self.layer.crypt != CryptMethod::None {
+            return self.write_sectors(request, data, at).await;
+        }
+        self.write_whole(request, data, at).await
+    }
+
+    /// As [`Self::write_step`], for data that is to be encrypted: in whole sectors, into which a part of one is fitted.
+    async fn write_sectors(&self, request: &Request<'_>, data: &[u8], at: u64) -> Result<usize> {
+        let (before, len) = (at % SECTOR_LEN_BYTES, data.len() as u64);
+        let whole = len - len % SECTOR_LEN_BYTES;
+        if before == 0 && whole > 0 {
+            let _claim = self.claim_sectors(at, whole).await;
+            // OK to cast: at most the length of the data.
+            #[allow(clippy::cast_possible_truncation)]
+            let data = &data[..whole as usize];
+            return self.write_whole(request, data, at).await;
+        }
+        // Whoever else changes this sector has done so before it is read, or waits until it is written.
+        let _claim = self.claim_sectors(at - before, SECTOR_LEN_BYTES).await;
+        let mut sector = self.writer.scratch.take(SECTOR_LEN);
+        self.image.read_range(&mut sector, at - before).await?;
+        // OK to cast: less than a sector.
+        #[allow(clippy::cast_possible_truncation)]
+        let before = before as usize;
+        let part = data.len().min(SECTOR_LEN - before);
+        sector[before..before + part].copy_from_slice(&data[..part]);
+        // Cancel: the sector is the old or the new one.
+        self.write_whole(request, &sector, at - before as u64).await?;
+        Ok(part)
+    }
+
+    /// Claims the sectors of a range, if the disk is encrypted: who fits a part into a sector must know the rest of it.
+    pub(super) async fn claim_sectors(&self, at: u64, len: u64) -> Option<Claim<'_>> {
+        if self.layer.crypt == CryptMethod::None || len == 0 {
+            return None;
+        }
+        let last = (at.saturating_add(len) - 1) / SECTOR_LEN_BYTES;
+        Some(self.writer.sectors.claim(at / SECTOR_LEN_BYTES..=last).await)
+    }
+
+    /// Writes some of `data`, which has whole sectors if it is to be encrypted.
+    async fn write_whole(&self, request: &Request<'_>, data: &[u8], at: u64) -> Result<usize> {
         let in_place = match self.layer.in_place_cached(at, data.len() as u64) {
             Some(in_place) => in_place?,
             None => self.layer.in_place(at, data.len() as u64).await?,
@@ -156,7 +207,7 @@ impl<'a, S: Storage> Top<'a, S> {
                 // OK to cast: at most the length of the data.
                 #[allow(clippy::cast_possible_truncation)]
                 let len = len as usize;
-                self.put(request, &data[..len], host).await?;
+                self.put_data(request, &data[..len], host, at).await?;
                 return Ok(len);
             }
             self.must_not_overlap(host).await?;
@@ -183,7 +234,7 @@ impl<'a, S: Storage> Top<'a, S> {
         #[allow(clippy::cast_possible_truncation)]
         let data = &data[..(end - at) as usize];
         if let Home::InPlace(host) = segment.home {
-            self.put(request, data, host).await?;
+            self.put_data(request, data, host, at).await?;
             return Ok(data.len());
         }
 
@@ -207,13 +258,15 @@ impl<'a, S: Storage> Top<'a, S> {
                 (taken.host(), Some(taken))
             }
         };
-        let is_fresh = taken.as_ref().is_some_and(|taken| taken.is_fresh);
+        // Zeros of the file are no zeros of a disk that is encrypted.
+        let is_fresh = taken.as_ref().is_some_and(|taken| taken.is_fresh)
+            && self.layer.crypt == CryptMethod::None;
         let entries = self.mapped(&segment, base, head_start..tail_end);
         if mutant::is(Mutant::MappingBeforeWrite) {
             place.store(self, &entries);
         }
         let host = HostOffset::new(base.get() + (at - segment.start));
-        self.put_filled(request, &filled, data, host, is_fresh).await?;
+        self.put_filled(request, &filled, data, (host, at), is_fresh).await?;
         // From here on nothing is awaited and nothing fails.
         place.store(self, &entries);
         if let Some(taken) = taken {
@@ -436,19 +489,23 @@ impl<'a, S: Storage> Top<'a, S> {
         segment.entries.iter().enumerate().map(entry).collect()
     }
 
-    /// Writes `data` to `host`, with what goes before and behind it. Zeros need not go to clusters that are fresh.
+    /// Writes `data` to a host offset, which holds what is at a guest offset, with what goes before and behind it. Zeros need
+    /// not go to clusters that are fresh.
     async fn put_filled(
         &self,
         request: &Request<'_>,
         filled: &Filled<'_>,
         data: &[u8],
-        host: HostOffset,
+        (host, guest): (HostOffset, u64),
         is_fresh: bool,
     ) -> Result<()> {
         match filled {
-            Filled::Merged { is_zero: true, .. } if is_fresh => self.put(request, data, host).await,
+            Filled::Merged { is_zero: true, .. } if is_fresh => {
+                self.put_data(request, data, host, guest).await
+            }
             Filled::Merged { bytes, head_len, .. } => {
-                self.put(request, bytes, HostOffset::new(host.get() - *head_len)).await
+                let start = HostOffset::new(host.get() - *head_len);
+                self.put_data(request, bytes, start, guest - *head_len).await
             }
             Filled::Apart(sides) => {
                 let [head, tail] = sides;
@@ -456,7 +513,7 @@ impl<'a, S: Storage> Top<'a, S> {
                     copied.len() == 0 || (is_fresh && matches!(copied, Copied::Zeros { .. }))
                 };
                 if skips(head) && skips(tail) {
-                    return self.put(request, data, host).await;
+                    return self.put_data(request, data, host, guest).await;
                 }
                 if let (Copied::Zeros { len: before }, Copied::Zeros { len: behind }) = (head, tail)
                     && before + behind + data.len() as u64 <= MERGED_LEN_BYTES_MAX
@@ -469,20 +526,24 @@ impl<'a, S: Storage> Top<'a, S> {
                     bytes[..before].fill(0);
                     bytes[before..data_end].copy_from_slice(data);
                     bytes[data_end..].fill(0);
-                    let start = HostOffset::new(host.get() - before as u64);
-                    return self.put(request, &bytes, start).await;
+                    let before = before as u64;
+                    let start = HostOffset::new(host.get() - before);
+                    return self.put_data(request, &bytes, start, guest - before).await;
                 }
-                let put = async |copied: &Copied, host: u64| match copied {
+                let put = async |copied: &Copied, host: u64, guest: u64| match copied {
                     copied if skips(copied) => Ok(()),
                     Copied::Zeros { len } => {
-                        self.put_zeros(request, HostOffset::new(host), *len).await
+                        self.put_data_zeros(request, HostOffset::new(host), guest, *len).await
                     }
-                    Copied::Bytes(bytes) => self.put(request, bytes, HostOffset::new(host)).await,
+                    Copied::Bytes(bytes) => {
+                        self.put_data(request, bytes, HostOffset::new(host), guest).await
+                    }
                 };
+                let len = data.len() as u64;
                 try_join3(
-                    put(head, host.get() - head.len()),
-                    self.put(request, data, host),
-                    put(tail, host.get() + data.len() as u64),
+                    put(head, host.get() - head.len(), guest - head.len()),
+                    self.put_data(request, data, host, guest),
+                    put(tail, host.get() + len, guest + len),
                 )
                 .await?;
                 Ok(())
@@ -490,7 +551,53 @@ impl<'a, S: Storage> Top<'a, S> {
         }
     }
 
-    /// Writes guest data to where the guest's clusters are.
+    /// Writes guest data, which is at `guest` on the disk, to where it is in the file: encrypted, if the disk is.
+    pub(super) async fn put_data(
+        &self,
+        request: &Request<'_>,
+        data: &[u8],
+        host: HostOffset,
+        guest: u64,
+    ) -> Result<()> {
+        let Some(cipher) = self.layer.cipher()? else {
+            return self.put(request, data, host).await;
+        };
+        let mut at = 0;
+        // The caller's bytes stay as they are.
+        for part in data.chunks(ENCRYPTED_LEN_BYTES_MAX) {
+            let mut bytes = self.writer.scratch.take(part.len());
+            bytes.copy_from_slice(part);
+            let host = HostOffset::new(host.get() + at);
+            cipher.encrypt(guest + at, host.get(), &mut bytes);
+            // Cancel: as of a write in place.
+            self.put(request, &bytes, host).await?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes zeros to where the guest's clusters are: what reads as zeros, if the disk is encrypted.
+    async fn put_data_zeros(
+        &self,
+        request: &Request<'_>,
+        host: HostOffset,
+        guest: u64,
+        len: u64,
+    ) -> Result<()> {
+        if self.layer.crypt == CryptMethod::None {
+            return self.put_zeros(request, host, len).await;
+        }
+        let mut done = 0;
+        while done < len {
+            let part = zeros((len - done).min(ENCRYPTED_LEN_BYTES_MAX as u64))?;
+            let host = HostOffset::new(host.get() + done);
+            self.put_data(request, &part, host, guest + done).await?;
+            done += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes as they are to where the guest's clusters are.
     pub(super) async fn put(
         &self,
         request: &Request<'_>,
@@ -514,7 +621,7 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(())
     }
 
-    /// Writes zeros to where the guest's clusters are.
+    /// Makes bytes of the file zeros where the guest's clusters are.
     pub(super) async fn put_zeros(
         &self,
         request: &Request<'_>,

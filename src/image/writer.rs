@@ -2,7 +2,7 @@
 //!
 //! # Locks, in their order
 //!
-//! Structure, turnstile, bitmaps, claims, commit, tables, allocator, refcount table's I/O, header's I/O; each may be held over an await. The
+//! Structure, turnstile, sectors, bitmaps, claims, commit, tables, allocator, refcount table's I/O, header's I/O; each may be held over an await. The
 //! synchronous ones (ownership, frees, lists of dirty entries, the caches' own) are leaves.
 
 use std::collections::BTreeSet;
@@ -42,6 +42,8 @@ pub(crate) struct Writer {
     pub(super) bitmaps: AsyncMutex<Bitmaps>,
     /// What they do not know yet.
     pub(super) tracking: Tracking,
+    /// On sectors of the disk, if it is encrypted: a part of a sector cannot be written by itself.
+    pub(super) sectors: Claims,
     pub(super) claims: Claims,
     /// Held by whoever makes changes durable.
     pub(super) commit: AsyncMutex<()>,
@@ -94,6 +96,7 @@ impl Writer {
             turnstile: Turnstile::default(),
             bitmaps: AsyncMutex::default(),
             tracking: Tracking::default(),
+            sectors: Claims::default(),
             claims: Claims::default(),
             commit: AsyncMutex::default(),
             flushing: AsyncMutex::default(),

@@ -195,6 +195,7 @@ impl<S: Storage> Top<'_, S> {
         let geometry = self.layer.geometry;
         let (bits, cluster_size) = (geometry.cluster_bits(), geometry.cluster_size());
         let (first, last) = (range.start >> bits, (range.end - 1) >> bits);
+        let sectors = self.claim_sectors(range.start, range.end - range.start).await;
         let claim = self.writer.claims.claim(first..=last).await;
         let place = self.own_place(range.start).await?;
         let entries = place.entries(self, last - first + 1);
@@ -219,6 +220,7 @@ impl<S: Storage> Top<'_, S> {
         }
         if let (Some(part), true) = (&written, new.is_empty()) {
             drop(claim);
+            drop(sectors);
             let sub = geometry.subcluster_size();
             let end = part.end.min(part.start - part.start % sub + sub);
             return self.write_zero_data(request, part.start..end).await;

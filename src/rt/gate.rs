@@ -8,11 +8,13 @@
 //! A hard link is not told apart from the file that it is; who can make one in the folder could as well copy.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use blocking::unblock;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, open, openat, statat};
@@ -20,8 +22,9 @@ use rustix::io::Errno;
 
 use super::disk::DiskStorage;
 use super::file::FileOptions;
+use crate::crypt::Secret;
 use crate::error::{Error, Result};
-use crate::image::{Answer, Format, Gate, Reference, ReferenceKind, Source, detect};
+use crate::image::{Answer, Format, Gate, Locked, Reference, ReferenceKind, Source, detect};
 use crate::storage::{Buf, Storage, StorageLimits};
 
 /// Opens files that an image names if they lie where the user has approved of.
@@ -30,6 +33,25 @@ pub struct FolderGate {
     /// `None`: plain files anywhere.
     places: Option<Vec<Place>>,
     options: FileOptions,
+    keys: Keys,
+}
+
+/// Who knows the passphrases of encrypted layers.
+#[derive(Clone)]
+struct Keys(Arc<Ask>);
+
+type Ask = dyn Fn(&Locked<'_>) -> Result<Option<Secret>> + Send + Sync;
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self(Arc::new(|_| Ok(None)))
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys(..)")
+    }
 }
 
 /// Something approved.
@@ -48,14 +70,15 @@ impl FolderGate {
     /// # Errors
     /// What the system says about the folder.
     pub fn new(path: impl AsRef<Path>) -> io::Result<Self> {
-        let gate = Self { places: Some(Vec::new()), options: FileOptions::new() };
+        let gate =
+            Self { places: Some(Vec::new()), options: FileOptions::new(), keys: Keys::default() };
         gate.allow(folder_of(path.as_ref()))
     }
 
     /// Approves of plain files anywhere, through links, as `qemu-img` does; still not of devices, FIFOs, protocols.
     #[must_use]
     pub fn plain_files() -> Self {
-        Self { places: None, options: FileOptions::new() }
+        Self { places: None, options: FileOptions::new(), keys: Keys::default() }
     }
 
     /// Approves of a file, or of a folder and what is below.
@@ -80,6 +103,16 @@ impl FolderGate {
     #[must_use]
     pub fn options(mut self, options: &FileOptions) -> Self {
         self.options = options.clone().create(false).truncate(false).block_device(false);
+        self
+    }
+
+    /// Asks `keys` for the passphrases of encrypted layers; see [`Gate::key`].
+    #[must_use]
+    pub fn keys(
+        mut self,
+        keys: impl Fn(&Locked<'_>) -> Result<Option<Secret>> + Send + Sync + 'static,
+    ) -> Self {
+        self.keys = Keys(Arc::new(keys));
         self
     }
 
@@ -129,6 +162,10 @@ impl Gate for FolderGate {
             && reference.depth == 0;
         let source = self.clone().open_as(reference, writable).await?;
         Ok(Answer::Open(source))
+    }
+
+    async fn key(&self, locked: &Locked<'_>) -> Result<Option<Secret>> {
+        self.keys.0(locked)
     }
 }
 

@@ -17,6 +17,8 @@ mod completion;
 #[cfg(all(unix, feature = "file"))]
 mod disk;
 #[cfg(all(unix, feature = "file"))]
+mod entropy;
+#[cfg(all(unix, feature = "file"))]
 mod file;
 #[cfg(all(unix, feature = "file"))]
 mod gate;
@@ -49,6 +51,8 @@ pub use block_on::block_on;
 pub use browser::{BrowserExecutor, JsTimer, SLICE_MS};
 #[cfg(all(unix, feature = "file"))]
 pub use disk::{DiskStorage, open_storage};
+#[cfg(all(unix, feature = "file"))]
+pub use entropy::SystemEntropy;
 #[cfg(all(unix, feature = "file"))]
 pub use file::{FileOptions, FileStorage};
 #[cfg(all(unix, feature = "file"))]

@@ -25,6 +25,8 @@ pub(super) fn to_js(error: Error) -> JsValue {
         Error::NotFound { .. } => ("not-found", None, None),
         Error::InvalidArgument(_) => ("invalid-argument", None, None),
         Error::LimitExceeded { .. } => ("limit-exceeded", None, None),
+        Error::KeyRequired { .. } => ("key-required", None, None),
+        Error::WrongKey => ("wrong-key", None, None),
     };
     let made = JsValue::from(js_sys::Error::new(&error.to_string()));
     set(&made, "name", "CowshedError");

@@ -15,7 +15,7 @@ use cowshed::storage::{Buf, SendStorage, Storage};
 use cowshed::workers::Workers;
 use cowshed::{Error, Result};
 
-use super::setup::Made;
+use super::setup::{KEY, Made};
 
 /// The files of an image, on storages of one kind.
 #[derive(Clone)]
@@ -165,6 +165,7 @@ impl Engine for Cow {
         workers: Option<Arc<dyn Workers>>,
     ) -> Result<(Image<S>, Option<Cleaner>)> {
         let mut options = OpenOptions::default();
+        options.key = Some(KEY.into());
         options.write = Some(write_options(how));
         options.workers = workers;
         options.cache.cache_clean_interval =
@@ -182,13 +183,16 @@ impl Engine for Cow {
 
     async fn open_to_read(&self, files: &Files<Frozen>) -> Result<Image<Frozen>> {
         let source = Source::qcow2(files.image.clone(), "image");
-        Ok(Image::open(source, files, OpenOptions::default()).await?.image)
+        let mut options = OpenOptions::default();
+        options.key = Some(KEY.into());
+        Ok(Image::open(source, files, options).await?.image)
     }
 
     async fn snapshots(&self, files: &Files<Frozen>) -> Result<Vec<(String, Vec<u8>)>> {
         let mut all = Vec::new();
         for snapshot in self.open_to_read(files).await?.snapshots().iter() {
             let mut options = OpenOptions::default();
+            options.key = Some(KEY.into());
             options.snapshot = Some(SnapshotSelector::Id(snapshot.id.clone()));
             let source = Source::qcow2(files.image.clone(), "image");
             let image = Image::open(source, files, options).await?.image;

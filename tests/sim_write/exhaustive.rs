@@ -25,6 +25,7 @@ const SETUP: Setup = Setup {
     metadata_preallocated: false,
     made_by_qemu: false,
     bitmaps: false,
+    encrypted: false,
     size: 4096,
     size_max: 4096,
 };

@@ -1,6 +1,7 @@
 //! Some of the states are written out for QEMU to check and to compare.
 
 use super::engine::{Files, Frozen};
+use super::setup::KEY;
 use super::support::qemu;
 use super::workload::Plan;
 
@@ -23,6 +24,9 @@ pub fn check(plan: &Plan, files: &Files<Frozen>, bytes: &[u8]) -> Result<(), Str
         write("backing.raw", backing);
     }
     std::fs::write(at.join("expected.raw"), bytes).unwrap();
+    let object = format!("secret,id=key,data={KEY}");
+    let key = if plan.setup.encrypted { "encrypt.key-secret=key," } else { "" };
+    let image = format!("driver=qcow2,{key}file.filename=image.qcow2");
     let is_v2 = plan.setup.version == 2;
     let dirty = files.image.0[79] & 1 != 0;
     // A dirty image is checked once it is repaired, which QEMU does when it opens it for writing. In version 2 nothing
@@ -30,8 +34,8 @@ pub fn check(plan: &Plan, files: &Files<Frozen>, bytes: &[u8]) -> Result<(), Str
     let can_tell = if is_v2 { !plan.has_snapshots() } else { !dirty };
     if can_tell {
         let mut check = qemu::qemu_img();
-        let output =
-            qemu::output(check.current_dir(at).args(["check", "-f", "qcow2", "image.qcow2"]));
+        check.current_dir(at).args(["check", "--object", &object, "--image-opts", &image]);
+        let output = qemu::output(&mut check);
         if !matches!(output.status.code(), Some(0 | 3)) {
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             return Err(format!("qemu-img check: {}\n{said}", output.status));
@@ -40,12 +44,11 @@ pub fn check(plan: &Plan, files: &Files<Frozen>, bytes: &[u8]) -> Result<(), Str
     let mut compare = qemu::qemu_img();
     compare.current_dir(at).args([
         "compare",
-        "-f",
-        "qcow2",
-        "-F",
-        "raw",
-        "image.qcow2",
-        "expected.raw",
+        "--object",
+        &object,
+        "--image-opts",
+        &image,
+        "driver=raw,file.filename=expected.raw",
     ]);
     let output = qemu::output(&mut compare);
     if !output.status.success() {

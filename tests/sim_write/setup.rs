@@ -22,6 +22,9 @@ pub enum DataFile {
     ExternalRaw,
 }
 
+/// The passphrase of those that are encrypted.
+pub const KEY: &str = "key";
+
 /// A kind of image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
@@ -40,6 +43,8 @@ pub struct Setup {
     pub made_by_qemu: bool,
     /// It has persistent bitmaps: see `bitmaps.rs`.
     pub bitmaps: bool,
+    /// With LUKS, under the passphrase [`KEY`].
+    pub encrypted: bool,
     pub size: u64,
     /// The most that it is resized to.
     pub size_max: u64,
@@ -104,7 +109,7 @@ impl Setup {
         };
         let large = cluster_bits == 9 && random.chance(100);
         let snapshot = internal && refcount_bits > 1 && random.chance(200);
-        let setup = Self {
+        let mut setup = Self {
             version,
             cluster_bits,
             refcount_bits,
@@ -116,12 +121,16 @@ impl Setup {
             snapshot,
             metadata_preallocated: !snapshot && backing_len == 0 && random.chance(100),
             made_by_qemu: snapshot || random.chance(150),
+            encrypted: false,
             size,
             // Enough for an L1 table of two clusters.
             size_max: if large { 2_600_000 / 512 * 512 } else { size + 6 * cluster_size.max(4096) },
             bitmaps: false,
         };
-        Self { bitmaps: new && random.chance(300), ..setup }
+        setup.bitmaps = new && random.chance(300);
+        let can_be = !setup.made_by_qemu && (new || !setup.metadata_preallocated);
+        setup.encrypted = cfg!(feature = "encryption") && can_be && random.chance(200);
+        setup
     }
 
     /// The length of a cluster in bytes.
@@ -131,7 +140,7 @@ impl Setup {
 
     /// Whether there can be compressed clusters.
     pub fn compresses(&self) -> bool {
-        self.data_file == DataFile::Internal
+        self.data_file == DataFile::Internal && !self.encrypted
     }
 
     /// Whether there can be snapshots.
@@ -184,6 +193,7 @@ impl Setup {
         if self.metadata_preallocated {
             options.preallocation = Preallocation::Metadata;
         }
+        self.encrypt(&mut options);
         let (image, data) = (MemoryStorage::default(), external.then(MemoryStorage::default));
         block_on(create(&image, data.as_ref(), &options)).unwrap();
         let mut first = backing.to_vec();
@@ -197,6 +207,32 @@ impl Setup {
             snapshot: None,
         }
     }
+
+    #[cfg(feature = "encryption")]
+    fn encrypt(&self, options: &mut CreateOptions) {
+        use cowshed::crypt::{
+            CipherAlgorithm, CipherMode, Entropy, Iterations, LuksArea, LuksScheme,
+        };
+
+        struct Repeatable(Random);
+        impl Entropy for Repeatable {
+            fn fill(&mut self, bytes: &mut [u8]) -> cowshed::Result<()> {
+                bytes.iter_mut().for_each(|byte| *byte = u8::try_from(self.0.below(256)).unwrap());
+                Ok(())
+            }
+        }
+        if self.encrypted {
+            // The shortest area there is.
+            let (cipher, mode) = (CipherAlgorithm::Aes128, CipherMode::Cbc);
+            let scheme = LuksScheme { cipher, mode, ..LuksScheme::default() };
+            let mut random = Repeatable(Random::new(1));
+            let area = LuksArea::new(&scheme, &KEY.into(), Iterations::new(1000), &mut random);
+            options.encryption = Some(cowshed::image::Encryption::Luks(area.unwrap()));
+        }
+    }
+
+    #[cfg(not(feature = "encryption"))]
+    fn encrypt(&self, _: &mut CreateOptions) {}
 
     fn make_by_qemu(&self, backing: &[u8]) -> Made {
         let dir = tempfile::tempdir().unwrap();

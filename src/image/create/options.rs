@@ -1,13 +1,17 @@
 //! What a new image is like: the options, what goes together, and the header that follows. In QEMU's words, and in the order
 //! of its questions.
 
+#[cfg(feature = "encryption")]
+use crate::crypt::LuksArea;
 use crate::error::{Error, Result};
 use crate::format::feature::{Autoclear, Compatible, FeatureNames, Incompatible, Version};
 use crate::format::limits::{
     BACKING_FORMAT_LEN_BYTES_MAX, BACKING_NAME_LEN_BYTES_MAX, CLUSTER_BITS_MAX, CLUSTER_BITS_MIN,
     CLUSTER_BITS_MIN_EXTENDED_L2, L1_LEN_BYTES_MAX,
 };
-use crate::format::{Compression, Extension, Geometry, Header, HostOffset, L1Entry};
+use crate::format::{
+    Compression, CryptMethod, CryptoHeader, Extension, Geometry, Header, HostOffset, L1Entry,
+};
 use crate::image::options::Preallocation;
 
 use super::clusters::{Clusters, TooLarge};
@@ -47,6 +51,19 @@ pub struct CreateOptions {
     pub preallocation: Preallocation,
     /// How compressed clusters will be compressed.
     pub compression: Compression,
+    /// What guest data will be encrypted with.
+    #[cfg(feature = "encryption")]
+    pub encryption: Option<Encryption>,
+}
+
+/// What the guest data of a new image will be encrypted with.
+#[cfg(feature = "encryption")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// AES-128 in mode cbc, with the start of the passphrase as the key: for programs that know nothing else. It is broken.
+    Aes,
+    /// LUKS, with this encryption header.
+    Luks(LuksArea),
 }
 
 impl CreateOptions {
@@ -66,7 +83,37 @@ impl CreateOptions {
             extended_l2: false,
             preallocation: Preallocation::Off,
             compression: Compression::Deflate,
+            #[cfg(feature = "encryption")]
+            encryption: None,
         }
+    }
+
+    /// The encryption header that the image gets: what is not zero of it, and the length of it all.
+    #[cfg(feature = "encryption")]
+    pub(super) fn luks_area(&self) -> Option<(&[u8], u64)> {
+        match &self.encryption {
+            Some(Encryption::Luks(area)) => Some((&area.bytes, area.len_bytes)),
+            Some(Encryption::Aes) | None => None,
+        }
+    }
+
+    #[cfg(feature = "encryption")]
+    fn crypt(&self) -> CryptMethod {
+        match &self.encryption {
+            None => CryptMethod::None,
+            Some(Encryption::Aes) => CryptMethod::Aes,
+            Some(Encryption::Luks(_)) => CryptMethod::Luks,
+        }
+    }
+
+    #[cfg(not(feature = "encryption"))]
+    pub(super) fn luks_area(&self) -> Option<(&[u8], u64)> {
+        None
+    }
+
+    #[cfg(not(feature = "encryption"))]
+    fn crypt(&self) -> CryptMethod {
+        CryptMethod::None
     }
 
     /// Says what is wrong with the options, which [`create`](super::create()) would say too: before a file is touched.
@@ -103,6 +150,12 @@ impl CreateOptions {
             );
         }
         self.check_refcount_bits("version=v3")?;
+        if self.crypt() != CryptMethod::None && v2 && self.preallocation != Preallocation::Off {
+            // Only later versions can say of a cluster that it has its space and reads as zeros.
+            return wrong(
+                "Encryption and preallocation can only be used at the same time with compatibility level 1.1 and above",
+            );
+        }
         if self.data_file_raw && self.data_file.is_none() {
             return wrong("data-file-raw requires data-file");
         }
@@ -166,6 +219,12 @@ impl CreateOptions {
         header.compression = self.compression;
         header.extensions.extend(self.backing_format.clone().map(Extension::BackingFormat));
         header.extensions.extend(self.data_file.clone().map(Extension::DataFile));
+        header.crypt = self.crypt();
+        // Where it is is found out when everything else has its place.
+        header.extensions.extend(self.luks_area().map(|(_, len)| {
+            let offset = HostOffset::new(geometry.cluster_size());
+            Extension::CryptoHeader(CryptoHeader { offset, len })
+        }));
         if self.version == Version::V3
             && geometry.cluster_size() > CLUSTER_SIZE_WITHOUT_FEATURE_NAMES_MAX
         {

@@ -20,6 +20,8 @@ pub(super) struct Tables<'s, S> {
     geometry: Geometry,
     /// Whether guest clusters are in a data file, each where the guest sees it.
     data_file: bool,
+    /// Whether what is mapped is told to read as zeros: what the file has there does not.
+    says_zero: bool,
     clusters: Clusters,
     /// Takes the L2 tables.
     sink: Sink<'s, S>,
@@ -52,6 +54,7 @@ impl<'s, S: Storage> Tables<'s, S> {
         Self {
             geometry,
             data_file,
+            says_zero: false,
             clusters,
             sink: Sink::new(storage, is_zero),
             l1_sink: Sink::new(storage, is_zero),
@@ -59,6 +62,12 @@ impl<'s, S: Storage> Tables<'s, S> {
             l2: None,
             l2_bytes: vec![0; to_usize(geometry.cluster_size())],
         }
+    }
+
+    /// Makes what is mapped read as zeros by its entries.
+    pub(super) fn say_zero(&mut self) {
+        // Subclusters are not allocated, and need not say it.
+        self.says_zero = !self.geometry.extended_l2();
     }
 
     /// Maps a disk of `size` bytes, taking clusters as writing all of it would.
@@ -157,7 +166,11 @@ impl<'s, S: Storage> Tables<'s, S> {
         let (entries, entry_len) = (self.geometry.l2_entries(), self.geometry.l2_entry_len());
         for index in 0..run.len {
             let host = self.host_offset(run.host + index);
-            let entry = L2Entry::new(ClusterKind::Data { host }, true, self.geometry);
+            let kind = match self.says_zero {
+                true => ClusterKind::Zero { host: Some(host) },
+                false => ClusterKind::Data { host },
+            };
+            let entry = L2Entry::new(kind, true, self.geometry);
             let at = to_usize((run.guest + index) % entries * entry_len);
             self.l2_bytes[at..at + 8].copy_from_slice(&entry.descriptor().to_be_bytes());
         }

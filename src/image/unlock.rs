@@ -1,0 +1,175 @@
+//! Unlocking a layer: from a passphrase to the cipher of its guest data.
+//!
+//! Deriving a key takes as long as the image says, within a limit; it is done by the workers, if there are some. In a
+//! browser this is where its own PBKDF2 would be asked.
+
+use std::path::Path;
+
+use crate::crypt::{DiskCipher, Secret};
+use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
+use crate::format::CryptMethod;
+use crate::storage::Storage;
+
+use super::gate::{Gate, Locked};
+use super::layer::{Qcow2Layer, method_name};
+use super::options::{OpenOptions, References};
+
+impl<S: Storage> Qcow2Layer<S> {
+    /// Asks for the passphrase, if there is need for one, and makes the cipher of it. Who looks at the image alone is asked
+    /// for nothing, but may have given it.
+    ///
+    /// # Errors
+    /// [`Error::WrongKey`]; what the gate meets; [`Error::Corrupt`] and [`Error::Unsupported`] from the encryption header;
+    /// [`Error::LimitExceeded`] if it wants too much work done.
+    ///
+    /// # Cancel safety
+    /// Nothing has been changed.
+    pub(super) async fn unlock<G: Gate<Storage = S>>(
+        &mut self,
+        gate: &G,
+        location: &Path,
+        depth: usize,
+        options: &OpenOptions,
+    ) -> Result<()> {
+        if self.crypt == CryptMethod::None {
+            return Ok(());
+        }
+        let locked = Locked { location, depth, method: method_name(self.crypt) };
+        let key = match (&options.key, depth) {
+            (Some(key), 0) => Some(key.clone()),
+            _ if options.references == References::Leave => None,
+            _ => gate.key(&locked).await?,
+        };
+        if let Some(key) = key {
+            if cfg!(not(feature = "encryption")) {
+                let kind = UnsupportedKind::Encryption { method: method_name(self.crypt) };
+                return Err(Unsupported::new(kind, Structure::Header).into());
+            }
+            self.cipher = Some(self.cipher_of(key, options).await?);
+        }
+        Ok(())
+    }
+
+    #[cfg(not(feature = "encryption"))]
+    async fn cipher_of(&self, _key: Secret, _options: &OpenOptions) -> Result<DiskCipher> {
+        Err(Error::KeyRequired { method: method_name(self.crypt) })
+    }
+
+    #[cfg(feature = "encryption")]
+    async fn cipher_of(&self, key: Secret, options: &OpenOptions) -> Result<DiskCipher> {
+        if self.crypt == CryptMethod::Aes {
+            return Ok(DiskCipher::legacy(&key));
+        }
+        let keyring = luks::Keyring::load(self).await?;
+        let limit = options.key_iterations_max;
+        let found = keyring.find(&self.metadata, &key, limit, options.workers.as_ref()).await?;
+        let (_, master_key) = found.ok_or(Error::WrongKey)?;
+        // OK to unwrap: the key has the scheme's length.
+        DiskCipher::luks(&keyring.scheme, &master_key).ok_or(Error::WrongKey)
+    }
+}
+
+#[cfg(feature = "encryption")]
+pub(super) mod luks {
+    //! The key slots of a LUKS header, tried one after the other.
+
+    use std::sync::Arc;
+
+    use zeroize::Zeroizing;
+
+    use crate::crypt::{LuksScheme, Secret, open_slot};
+    use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
+    use crate::format::{CryptMethod, CryptoHeader, LuksHeader};
+    use crate::image::layer::Qcow2Layer;
+    use crate::image::metadata::Metadata;
+    use crate::storage::Storage;
+    use crate::workers::{Workers, offload};
+
+    /// A LUKS header whose parts are known and lie within its area.
+    pub(in crate::image) struct Keyring {
+        pub(in crate::image) header: LuksHeader,
+        pub(in crate::image) scheme: LuksScheme,
+        /// Where the area is.
+        pub(in crate::image) area: CryptoHeader,
+    }
+
+    /// The slot that a passphrase opens, and the key in it.
+    pub(in crate::image) type Found = (usize, Zeroizing<Vec<u8>>);
+
+    impl Keyring {
+        /// Loads the header of an image that is encrypted with LUKS.
+        pub(in crate::image) async fn load<S: Storage>(layer: &Qcow2Layer<S>) -> Result<Self> {
+            let area = match (layer.crypt, layer.header.get().crypto_header()) {
+                (CryptMethod::Luks, Some(area)) => area,
+                _ => {
+                    return Err(Error::InvalidArgument(
+                        "the image is not encrypted with LUKS".into(),
+                    ));
+                }
+            };
+            let len = area.len.min(LuksHeader::LEN as u64);
+            let at = area.offset.get();
+            let bytes = layer.metadata.load(Structure::CryptoHeader, at, len).await?;
+            let header = LuksHeader::parse(&bytes, area.offset)?;
+            for (index, slot) in (0..).zip(&header.slots) {
+                let end = slot.key_offset + header.material_len();
+                if end > area.len {
+                    let kind = CorruptKind::LuksSlotOutside { end, len: area.len };
+                    let corrupt = Corrupt::new(kind, Structure::CryptoHeader).at(at);
+                    return Err(corrupt.entry(index).into());
+                }
+            }
+            let scheme = LuksScheme::of_header(&header)?;
+            Ok(Self { header, scheme, area })
+        }
+
+        /// Tries the slots in use, the first one first.
+        pub(in crate::image) async fn find<S: Storage>(
+            &self,
+            metadata: &Metadata<S>,
+            secret: &Secret,
+            iterations_max: u32,
+            workers: Option<&Arc<dyn Workers>>,
+        ) -> Result<Option<Found>> {
+            for index in 0..self.header.slots.len() {
+                let key = self.open(metadata, index, secret, iterations_max, workers).await?;
+                if let Some(key) = key {
+                    return Ok(Some((index, key)));
+                }
+            }
+            Ok(None)
+        }
+
+        /// The master key, if a slot is in use and this is its passphrase.
+        pub(in crate::image) async fn open<S: Storage>(
+            &self,
+            metadata: &Metadata<S>,
+            index: usize,
+            secret: &Secret,
+            iterations_max: u32,
+            workers: Option<&Arc<dyn Workers>>,
+        ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+            // OK to index: the callers count slots.
+            let slot = self.header.slots[index];
+            if !slot.active {
+                return Ok(None);
+            }
+            for value in [slot.iterations, self.header.master_key_iterations] {
+                if value > iterations_max {
+                    let (value, limit) = (value.into(), iterations_max.into());
+                    let what = "iterations of a LUKS key derivation";
+                    return Err(Error::LimitExceeded { what, value, limit });
+                }
+            }
+            let at = self.area.offset.get() + slot.key_offset;
+            let len = self.header.material_len();
+            let material = metadata.load(Structure::CryptoHeader, at, len).await?.to_vec();
+            let Some(workers) = workers else {
+                return Ok(open_slot(&self.header, &self.scheme, &slot, secret, material));
+            };
+            let (header, scheme, secret) = (self.header.clone(), self.scheme, secret.clone());
+            let work = move || open_slot(&header, &scheme, &slot, &secret, material);
+            Ok(offload(&**workers, work).await)
+        }
+    }
+}
