@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use crate::Folder;
+use crate::support::qemu;
 
 /// A folder with what new images stand on.
 fn folder() -> Folder {
@@ -255,16 +256,77 @@ fn full_disk_leaves_no_image() {
 }
 
 #[test]
-fn encryption_is_refused_for_now() {
+fn wrong_options_of_encryption_are_refused_as_qemu_img_refuses_them() {
     let folder = folder();
-    for arguments in [
-        &["-o", "encryption=on", "x", "1M"][..],
-        &["-o", "encrypt.format=luks,encrypt.key-secret=s", "x", "1M"],
-        &["--object", "secret,id=s,data=abc", "x", "1M"],
+    let luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    for options in [
+        "encryption=on",
+        "encrypt.format=aes",
+        "encrypt.format=luks",
+        "encrypt.format=luks,encrypt.key-secret=other",
+        "encrypt.format=foo,encrypt.key-secret=s",
+        "encrypt.key-secret=s",
+        "encryption=on,encrypt.format=luks,encrypt.key-secret=s",
+        &format!("{luks},encrypt.cipher-alg=foo"),
+        &format!("{luks},encrypt.cipher-alg=des"),
+        &format!("{luks},encrypt.cipher-mode=foo"),
+        &format!("{luks},encrypt.hash-alg=foo"),
+        &format!("{luks},encrypt.ivgen-alg=foo"),
+        &format!("{luks},encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha1"),
+        &format!("{luks},encrypt.cipher-alg=cast5-128"),
+        &format!(
+            "{luks},encrypt.cipher-alg=cast5-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv"
+        ),
     ] {
-        let error =
-            folder.cowshed_fails(&[&["create", "-q", "-f", "qcow2"], arguments].concat(), 1);
-        assert!(error.contains("encrypt"), "{error}");
-        assert!(!folder.path("x").exists());
+        let object = "secret,id=s,data=abc";
+        let arguments = ["create", "-f", "qcow2", "--object", object, "-o", options, "x", "1M"];
+        folder.same(&arguments);
+    }
+}
+
+#[test]
+fn encrypted_images_go_from_one_command_to_the_other() {
+    let folder = folder();
+    let object = "secret,id=s,data=open sesame";
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    let source: Vec<u8> = (0..3 << 20).map(|n: u32| (n / 77) as u8).collect();
+    std::fs::write(folder.path("plain.raw"), &source).unwrap();
+    let image = |name: &str| format!("driver=qcow2,encrypt.key-secret=s,file.filename={name}");
+    let opts = image("x");
+    // The one encrypts, the other decrypts.
+    for ours_encrypts in [true, false] {
+        let encrypt = ["-f", "raw", "-O", "qcow2", "-o", options, "plain.raw", "x"];
+        let decrypt = ["-O", "raw", "--image-opts", &opts, "out.raw"];
+        for (arguments, is_ours) in [(&encrypt[..], ours_encrypts), (&decrypt, !ours_encrypts)] {
+            let arguments = [&["convert", "--object", object], arguments].concat();
+            let output = match is_ours {
+                true => folder.stand_in(&arguments),
+                false => folder.run(qemu::qemu_img().args(&arguments)),
+            };
+            assert!(output.status.success(), "{}", crate::text(&output.stderr));
+        }
+        assert!(std::fs::read(folder.path("out.raw")).unwrap() == source);
+        // What is said of the image, and what is refused, is the same.
+        for arguments in [
+            vec!["info", "--output=json", "x"],
+            vec!["map", "x"],
+            vec!["map", "--output=json", "--object", object, "--image-opts", &opts],
+            vec!["map", "--object", object, "--image-opts", &opts],
+            vec!["check", "--object", object, "--image-opts", &opts],
+            vec!["check", "--object", "secret,id=s,data=other", "--image-opts", &opts],
+            vec!["check", "--object", "secret,id=t,data=other", "--image-opts", &opts],
+            vec![
+                "compare",
+                "--object",
+                object,
+                "--image-opts",
+                &opts,
+                "driver=raw,file.filename=plain.raw",
+            ],
+            vec!["measure", "-O", "qcow2", "--object", object, "-o", options, "--size", "1G"],
+            vec!["measure", "-O", "qcow2", "--object", object, "--image-opts", &opts],
+        ] {
+            folder.same(&arguments);
+        }
     }
 }

@@ -79,6 +79,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             return Err(Failure::image(&name, "", "This image format does not support checks")
                 .with_code(NOT_SUPPORTED));
         }
+        opening.check_key(&name, &source).await?;
         let mut options = CheckOptions::default();
         if let Some(bytes) = memory {
             options = options.memory_bytes_max(bytes);

@@ -14,6 +14,7 @@ use crate::new_image::{NewImage, backing_path, identity};
 use crate::open::{self, Opening};
 use crate::options;
 use crate::persona::Persona;
+use crate::secret::Secrets;
 use crate::size::{self, SIZE_MAX, SizeError};
 
 /// The verb's name.
@@ -50,10 +51,7 @@ pub(crate) fn command() -> Command {
                 .help("Do not look at the backing file; a size must be given"),
         )
         .arg(options::quiet())
-        .arg(
-            options::long_value("object", "object", "OBJDEF")
-                .help("Not supported: there is no encryption yet"),
-        )
+        .arg(options::object())
         .arg(allow())
         .arg(options::files("FILE [SIZE]"))
 }
@@ -70,9 +68,7 @@ fn allow() -> Arg {
 pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Failure> {
     let lists = matches.get_many::<String>("options").into_iter().flatten();
     let list = format_options::join(lists).map_err(|error| Failure::message(error.message))?;
-    if matches.contains_id("object") {
-        return Err(Failure::message("--object is not supported: images cannot be encrypted yet"));
-    }
+    let secrets = Secrets::from_matches(matches)?;
     let format_name = options::text(matches, "format").unwrap_or("raw");
     let format = format(format_name);
     let mut files = matches.get_many::<OsString>("files").into_iter().flatten();
@@ -111,7 +107,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let wrong = |error| image.wrong_options(error);
         match format {
             Format::Qcow2 => {
-                let options = format_options.create_options().map_err(wrong)?;
+                let options = format_options.create_options(&secrets).map_err(wrong)?;
                 image.create_qcow2(&options, &keep).await?;
             }
             Format::Raw => {

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use cowshed::format::{Compression, Version};
 use cowshed::image::{AmendOptions, CreateOptions, Format, Preallocation};
 
+use crate::encryption;
+use crate::secret::Secrets;
 use crate::size::{self, SizeError};
 
 /// What a value is.
@@ -349,7 +351,7 @@ impl FormatOptions {
         self.given(name).or_else(default)
     }
 
-    fn flag(&self, name: &str) -> bool {
+    pub(crate) fn flag(&self, name: &str) -> bool {
         self.value(name).is_some_and(is_on)
     }
 
@@ -380,8 +382,7 @@ impl FormatOptions {
     /// # Errors
     /// A value that does not exist, in the words and the order of `qemu-img create`. What does not go together is for the
     /// engine to say.
-    pub(crate) fn create_options(&self) -> Result<CreateOptions, OptionError> {
-        self.refuse_encryption()?;
+    pub(crate) fn create_options(&self, secrets: &Secrets) -> Result<CreateOptions, OptionError> {
         let wrong = |name: &str, value: &str| {
             OptionError::from(format!("Parameter '{name}' does not accept value '{value}'"))
         };
@@ -419,6 +420,7 @@ impl FormatOptions {
         if size > SIZE_MAX {
             return Err("Could not resize image: Image size cannot be negative".to_owned().into());
         }
+        options.encryption = encryption::of(self, secrets)?;
         Ok(options)
     }
 
@@ -453,9 +455,6 @@ impl FormatOptions {
     /// # Errors
     /// A value that does not exist, in the words of `qemu-img measure`.
     pub(crate) fn measure_options(&self) -> Result<CreateOptions, OptionError> {
-        if self.given("encrypt.format") == Some("luks") {
-            self.refuse_encryption()?;
-        }
         let mut options = CreateOptions::new(self.size().unwrap_or(0));
         options.extended_l2 = self.flag("extended_l2");
         options.cluster_size = self.cluster_size();
@@ -506,19 +505,6 @@ impl FormatOptions {
 
     fn extent_size_hint(&self) -> u64 {
         self.given("extent_size_hint").and_then(|value| size::parse_u64(value).ok()).unwrap_or(0)
-    }
-
-    /// Whether the image is to be encrypted.
-    pub(crate) fn refuse_encryption(&self) -> Result<(), OptionError> {
-        let options = known_options(self.list).iter();
-        let asked_for = self.flag("encryption")
-            || options
-                .filter(|known| known.name.starts_with("encrypt."))
-                .any(|known| self.given(known.name).is_some());
-        match asked_for {
-            true => Err("encryption is not supported yet".to_owned().into()),
-            false => Ok(()),
-        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command};
+use cowshed::format::{CryptMethod, HostOffset};
 use cowshed::image::{Extent, ExtentKind, Format, LayerInfo};
 
 use crate::bitmap_map;
@@ -120,7 +121,10 @@ struct Row<'a> {
 impl<'a> Row<'a> {
     fn new(extent: &Extent, layers: &'a [Layer<'a>]) -> Self {
         let layer = &layers[extent.depth];
-        let place = |host: cowshed::format::HostOffset| Some((host.get(), &*layer.file));
+        let header = layer.info.header.as_ref();
+        let is_encrypted = header.is_some_and(|header| header.crypt != CryptMethod::None);
+        // What is encrypted is nowhere byte for byte.
+        let place = |host: HostOffset| (!is_encrypted).then_some((host.get(), &*layer.file));
         let row = Row {
             start: extent.offset,
             len: extent.len,

@@ -9,12 +9,14 @@ use cowshed::image::{CreateOptions, ExtentKind, Format};
 use crate::cli::Session;
 use crate::convert::{Wanted, open_snapshot};
 use crate::create::{format, image_size};
+use crate::encryption;
 use crate::failure::Failure;
 use crate::format_options::{self, FormatOptions, OptionError};
 use crate::json::Json;
 use crate::open::{self, DiskImage, Opening};
 use crate::options::{self, Output};
 use crate::persona::Persona;
+use crate::secret::Secrets;
 
 /// The verb's name.
 pub(crate) const NAME: &str = "measure";
@@ -101,7 +103,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
                 let size = size.next_multiple_of(SECTOR_LEN_BYTES);
                 Measured { required: size, fully_allocated: size, bitmaps: None }
             }
-            Format::Qcow2 => measure(&options, image.as_ref()).await?,
+            Format::Qcow2 => measure(&options, image.as_ref(), opening.secrets()).await?,
         };
         measured.print(output, session)?;
         Ok(0)
@@ -135,7 +137,13 @@ impl Measured {
     }
 }
 
-async fn measure(options: &FormatOptions, image: Option<&DiskImage>) -> Result<Measured, Failure> {
+async fn measure(
+    options: &FormatOptions,
+    image: Option<&DiskImage>,
+    secrets: &Secrets,
+) -> Result<Measured, Failure> {
+    let area = encryption::area_len_bytes(options, secrets);
+    let area = area.map_err(|error| Failure::message(error.message))?;
     let options = options.measure_options().map_err(|error| Failure::message(error.message))?;
     let wrong = |error: cowshed::Error| Failure::message(open::reason(&error));
     let data = match image {
@@ -160,7 +168,13 @@ async fn measure(options: &FormatOptions, image: Option<&DiskImage>) -> Result<M
         }
         _ => None,
     };
-    Ok(Measured { required: measured.required, fully_allocated: measured.fully_allocated, bitmaps })
+    // Its clusters are not counted among those that have refcounts, as in QEMU.
+    let area = area.next_multiple_of(options.cluster_size);
+    Ok(Measured {
+        required: measured.required + area,
+        fully_allocated: measured.fully_allocated + area,
+        bitmaps,
+    })
 }
 
 fn has_version_3(image: &DiskImage) -> bool {

@@ -1,6 +1,6 @@
 //! Opening an image by its name on the command line: format, locks, gate, caches; and the words for what goes wrong.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clap::ArgMatches;
 use cowshed::Error;
 use cowshed::cache::CacheOptions;
-use cowshed::format::HostOffset;
+use cowshed::format::{CryptMethod, HostOffset};
 use cowshed::image::{
     Extents, Format, Gate as _, Identity, Image, LayerInfo, OpenOptions, Opened, Reference,
     References, SnapshotSelector, Source, WriteOptions, detect,
@@ -20,8 +20,10 @@ use cowshed::storage::{Buf, Storage};
 use cowshed::workers::Workers;
 
 use crate::failure::{Failure, warn};
+use crate::io::parse_names;
 use crate::options;
 use crate::persona::Persona;
+use crate::secret::{Keys, Secrets};
 use crate::size::SIZE_MAX;
 use crate::wording;
 
@@ -49,6 +51,11 @@ pub(crate) struct Opening {
     direct: bool,
     volatile: bool,
     allow: Vec<PathBuf>,
+    keys: Keys,
+    /// Whether names are options of images.
+    image_opts: bool,
+    /// The encryption that the options speak of.
+    encryption: Option<String>,
     options: OpenOptions,
 }
 
@@ -63,8 +70,28 @@ impl Opening {
             direct: false,
             volatile: false,
             allow: Vec::new(),
+            keys: Keys::default(),
+            image_opts: false,
+            encryption: None,
             options: OpenOptions::default(),
         }
+    }
+
+    /// Takes these passphrases; `encryption` is what the image is said to be encrypted with.
+    pub(crate) fn keys(mut self, keys: Keys, encryption: Option<String>) -> Self {
+        (self.keys, self.encryption) = (keys, encryption);
+        self
+    }
+
+    /// Takes names for options of images, or not.
+    pub(crate) fn image_opts(mut self, image_opts: bool) -> Self {
+        self.image_opts = image_opts;
+        self
+    }
+
+    /// The passphrases of the command line.
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.keys.secrets
     }
 
     /// Takes the image for this format instead of looking at its first bytes.
@@ -100,15 +127,9 @@ impl Opening {
         persona: Persona,
         format: &str,
     ) -> Result<Self, Failure> {
-        if matches.get_flag("image-opts") {
-            return Err(Failure::message(
-                "--image-opts is not supported: give the image's file name, and -f FMT if needed",
-            ));
-        }
-        if matches.contains_id("object") {
-            return Err(Failure::message(
-                "--object is not supported: encrypted images cannot be read yet",
-            ));
+        let image_opts = matches.get_flag("image-opts");
+        if image_opts && matches.contains_id(format) {
+            return Err(Failure::message("--image-opts and --format are mutually exclusive"));
         }
         let mut options = OpenOptions::default();
         if matches.try_contains_id("cache-size").is_ok() {
@@ -126,6 +147,9 @@ impl Opening {
             direct: false,
             volatile: false,
             allow: matches.get_many::<PathBuf>("allow").into_iter().flatten().cloned().collect(),
+            keys: Keys::new(Secrets::from_matches(matches)?, None),
+            image_opts,
+            encryption: None,
             options,
         })
     }
@@ -144,8 +168,129 @@ impl Opening {
             direct: false,
             volatile: false,
             allow,
+            keys: Keys::default(),
+            image_opts: false,
+            encryption: None,
             options: OpenOptions::default(),
         }
+    }
+
+    /// The file that a name means, and how it is opened: what options of the image say, if names are those.
+    ///
+    /// # Errors
+    /// An option is not supported, or there is no file name.
+    pub(crate) fn resolved(&self, name: &OsStr) -> Result<(OsString, Self), Failure> {
+        let mut opening = self.clone();
+        if !self.image_opts {
+            return Ok((name.to_owned(), opening));
+        }
+        let failed = |reason: String| Failure::open(name, reason);
+        opening.image_opts = false;
+        let (mut names, _) = parse_names(&name.to_string_lossy());
+        opening.keys.take_ids(&mut names);
+        opening.encryption = names.remove("encrypt.format");
+        opening.format = names.remove("driver");
+        names.retain(|name, value| {
+            !(name == "backing.driver" || name == "node-name")
+                && !(name == "file.driver" && (value == "file" || value == "host_device"))
+        });
+        let file = names.remove("file.filename").or_else(|| names.remove("filename"));
+        let caches = &mut opening.options.cache;
+        for (name, size) in [
+            ("cache-size", &mut caches.cache_size),
+            ("l2-cache-size", &mut caches.l2_cache_size),
+            ("l2-cache-entry-size", &mut caches.l2_cache_entry_size),
+            ("refcount-cache-size", &mut caches.refcount_cache_size),
+        ] {
+            let Some(value) = names.remove(name) else { continue };
+            let parsed = crate::size::parse(&value);
+            *size = Some(parsed.map_err(|_| failed(format!("Parameter '{name}' expects a size")))?);
+        }
+        if let Some((name, value)) = names.iter().next() {
+            return Err(failed(format!("the option {name}={value} is not supported")));
+        }
+        match file {
+            Some(file) => Ok((file.into(), opening)),
+            None if opening.format.is_some() => {
+                Err(failed("A block device must be specified for \"file\"".to_owned()))
+            }
+            None => Err(failed("Must specify either driver or file".to_owned())),
+        }
+    }
+
+    /// For the layers from `depth` on, as an image of their own.
+    pub(crate) fn below(&self, depth: usize) -> Self {
+        let mut opening = self.clone();
+        let ids = &mut opening.keys.ids;
+        ids.drain(..depth.min(ids.len()));
+        opening.encryption = None;
+        opening
+    }
+
+    /// How the engine opens, without a passphrase.
+    pub(crate) fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    /// The engine's options for an image, with its passphrase if that is given.
+    ///
+    /// # Errors
+    /// There is no such secret.
+    pub(crate) fn options_with_key(&self) -> Result<OpenOptions, String> {
+        let mut options = self.options.clone();
+        options.key = self.keys.own()?;
+        Ok(options)
+    }
+
+    /// Asks whether the passphrase opens an image of which the metadata alone is looked at, for scripts that expect it to be
+    /// asked: under its own name only if it was given.
+    ///
+    /// # Errors
+    /// [`Failure::open`] if it is missing or wrong.
+    pub(crate) async fn check_key(
+        &self,
+        name: &OsStr,
+        source: &Source<DiskStorage>,
+    ) -> Result<(), Failure> {
+        let failed = |reason: String| Failure::open(name, reason);
+        let (_, opening) = self.resolved(name)?;
+        let mut options = opening.options_with_key().map_err(failed)?;
+        (options.references, options.write) = (References::Leave, None);
+        let has_key = options.key.is_some();
+        let gate = cowshed::image::RefuseAll::new();
+        let image = match Image::open(source.clone(), &gate, options).await {
+            Ok(opened) => opened.image,
+            Err(error @ Error::WrongKey) => return Err(failed(reason(&error))),
+            // What else is wrong with it is for others to say.
+            Err(_) => return Ok(()),
+        };
+        opening.agrees(&image).map_err(failed)?;
+        let is_encrypted = image.header().is_some_and(|h| h.crypt != CryptMethod::None);
+        if is_encrypted && !has_key && self.persona != Persona::Cowshed {
+            return Err(failed(crate::secret::REQUIRED.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Asks whether an image is encrypted with what the options speak of.
+    ///
+    /// # Errors
+    /// It is not.
+    fn agrees(&self, image: &DiskImage) -> Result<(), String> {
+        let Some(said) = &self.encryption else { return Ok(()) };
+        let found = match image.header().map(|header| header.crypt) {
+            Some(CryptMethod::Aes) => "aes",
+            Some(CryptMethod::Luks) => "luks",
+            Some(CryptMethod::None) | None => {
+                return Err(format!(
+                    "No encryption in image header, but options specified format '{said}'"
+                ));
+            }
+        };
+        if said == found {
+            return Ok(());
+        }
+        Err(format!("Header reported '{found}' encryption format but options specify '{said}'"))
     }
 
     /// Opens for writing: for what [`Image`]'s methods that change something need. Backing files are read all the same.
@@ -219,11 +364,6 @@ impl Opening {
         Ok(image)
     }
 
-    /// How the engine opens.
-    pub(crate) fn options(&self) -> &OpenOptions {
-        &self.options
-    }
-
     /// As [`Self::open`], at another snapshot, and with the engine's own error.
     ///
     /// # Errors
@@ -247,10 +387,16 @@ impl Opening {
         source: Source<DiskStorage>,
         snapshot: Option<SnapshotSelector>,
     ) -> Result<Result<Opened<DiskStorage>, Error>, Failure> {
-        let gate = self.gate(name)?;
-        let mut options = self.options.clone();
+        let (file, opening) = self.resolved(name)?;
+        let gate = opening.gate(&file)?;
+        let options = opening.options_with_key();
+        let mut options = options.map_err(|reason| Failure::open(name, reason))?;
         options.snapshot = snapshot;
-        Ok(Image::open(source, &gate, options).await)
+        let opened = Image::open(source, &gate, options).await;
+        if let Ok(opened) = &opened {
+            opening.agrees(&opened.image).map_err(|reason| Failure::open(name, reason))?;
+        }
+        Ok(opened)
     }
 
     /// Opens the file called `name`, and finds out its format unless it is given.
@@ -258,6 +404,10 @@ impl Opening {
     /// # Errors
     /// [`Failure::open`].
     pub(crate) async fn source(&self, name: &OsStr) -> Result<Source<DiskStorage>, Failure> {
+        if self.image_opts {
+            let (file, opening) = self.resolved(name)?;
+            return Box::pin(opening.source(&file)).await;
+        }
         let failed = |error: io::Error| open_failure(name, &error, self.persona);
         if self.force_share && self.options.write.is_some() {
             let reason = "force-share=on can only be used with read-only images";
@@ -332,6 +482,8 @@ impl Opening {
             })?;
         }
         let lock = if self.force_share { LockMode::ForceShare } else { LockMode::Exclusive };
+        let (keys, persona) = (self.keys.clone(), self.persona);
+        let gate = gate.keys(move |locked| keys.ask(locked, persona));
         Ok(gate.options(&self.file_options(lock)))
     }
 

@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use cowshed::image::{Answer, Gate, Image, Reference, ReferenceKind};
+use cowshed::crypt::Secret;
+use cowshed::image::{Answer, Gate, Image, Locked, Reference, ReferenceKind};
 use cowshed::rt::{DiskStorage, FolderGate};
 
 use crate::failure::Failure;
@@ -22,9 +23,12 @@ impl Opening {
         name: &OsStr,
         depth: usize,
     ) -> Result<(DiskImage, DiskImage), Failure> {
-        let source = self.source(name).await?;
-        let gate = StopAt { gate: self.gate(name)?, depth, named: Mutex::default() };
-        let opened = Image::open(source, &gate, self.options().clone()).await;
+        let (file, opening) = self.resolved(name)?;
+        let source = opening.source(&file).await?;
+        let gate = StopAt { gate: opening.gate(&file)?, depth, named: Mutex::default() };
+        let wrong = |reason: String| Failure::open(name, reason);
+        let options = opening.options_with_key().map_err(wrong)?;
+        let opened = Image::open(source, &gate, options).await;
         let image = opened.map_err(|error| Failure::open(name, open::reason(&error)))?.image;
         let named = gate.named.lock().unwrap_or_else(PoisonError::into_inner).take();
         let named = named.ok_or_else(|| Failure::open(name, "its backing files have changed"))?;
@@ -37,7 +41,9 @@ impl Opening {
         };
         let failed = |error: cowshed::Error| Failure::open(name, open::reason(&error));
         let source = gate.gate.open_writable(&reference).await.map_err(failed)?;
-        let base = Image::open(source, &gate.gate, self.options().clone()).await;
+        let below = opening.below(depth);
+        let options = below.options_with_key().map_err(wrong)?;
+        let base = Image::open(source, &below.gate(&file)?, options).await;
         Ok((image, base.map_err(failed)?.image))
     }
 }
@@ -69,5 +75,9 @@ impl Gate for StopAt {
             from: reference.from.to_path_buf(),
         });
         Ok(Answer::Zeros)
+    }
+
+    async fn key(&self, locked: &Locked<'_>) -> cowshed::Result<Option<Secret>> {
+        self.gate.key(locked).await
     }
 }

@@ -58,7 +58,7 @@ pub(crate) fn progress() -> Arg {
     flag("progress", 'p', "progress").help("Show progress")
 }
 
-/// `-U`, and what is taken note of only to refuse it: every verb that opens an image has these.
+/// `-U`, what images may name, and passphrases: every verb that opens an image has these.
 pub(crate) fn opening() -> [Arg; 4] {
     [
         flag("force-share", 'U', "force-share").help("Open the image even if a program is writing to it"),
@@ -66,9 +66,17 @@ pub(crate) fn opening() -> [Arg; 4] {
             .value_parser(value_parser!(PathBuf))
             .action(ArgAction::Append)
             .help("Let images name files in the folder PATH, or the file PATH; may be given several times"),
-        long_flag("image-opts", "image-opts").help("Not supported: file names are file names"),
-        long_value("object", "object", "OBJDEF").help("Not supported: there is no encryption yet"),
+        long_flag("image-opts", "image-opts")
+            .help("Take file names for options of the image: driver=qcow2,encrypt.key-secret=ID,file.filename=NAME"),
+        object(),
     ]
+}
+
+/// `--object`.
+pub(crate) fn object() -> Arg {
+    long_value("object", "object", "OBJDEF")
+        .action(ArgAction::Append)
+        .help("A passphrase: secret,id=ID,data=TEXT or secret,id=ID,file=NAME; may be given several times")
 }
 
 /// The sizes of the caches, under QEMU's names.

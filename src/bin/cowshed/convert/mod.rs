@@ -22,6 +22,7 @@ use crate::create;
 use crate::escape;
 use crate::failure::{Failure, warn};
 use crate::format_options::{self, FormatOptions, OptionError};
+use crate::io::parse_names;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -131,7 +132,7 @@ pub(crate) fn command() -> Command {
         )
         .arg(
             long_flag("target-image-opts", "target-image-opts")
-                .help("Not supported: file names are file names"),
+                .help("Take the target's name for options of it, as --image-opts does for the source"),
         )
         .arg(options::progress())
         .arg(options::quiet())
@@ -182,6 +183,15 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
                 .checked_add(image.virtual_size())
                 .ok_or_else(|| Failure::image(name, "", "all images together are too large"))?;
         }
+        let (mut format, mut target_name) = (format, target_name);
+        let target_image_opts = matches.get_flag("target-image-opts");
+        if target_image_opts {
+            let names = parse_names(&target_name.to_string_lossy()).0;
+            format = create::format(names.get("driver").map_or("raw", String::as_str));
+            if let (Some(Format::Raw), Some(file)) = (format, names.get("file.filename")) {
+                target_name = file.into();
+            }
+        }
         let format = format.ok_or_else(unknown)?;
         let format_options = format_options(matches, format, list.as_deref(), len)?;
         let backing =
@@ -200,6 +210,8 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             backing,
             cache: options::text(matches, "target-cache").unwrap_or("unsafe"),
             allow: matches.get_many::<PathBuf>("allow").into_iter().flatten().cloned().collect(),
+            secrets: opening.secrets(),
+            image_opts: target_image_opts,
             persona: session.persona,
         };
         let target = Target::open(&target_name, format, len, &target_options).await?;

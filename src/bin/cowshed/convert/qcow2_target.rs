@@ -15,6 +15,7 @@ use crate::format_options::OptionError;
 use crate::new_image::{NewImage, backing_path, identity};
 use crate::open::{self, DiskImage, Opening};
 use crate::persona::Persona;
+use crate::secret::Keys;
 
 use super::target::{TargetOptions, too_small};
 
@@ -45,7 +46,7 @@ impl Qcow2Target {
         let persona = options.persona;
         let backing = options.backing.map(|backing| backing_path(name, backing.as_ref()));
         if options.create {
-            let create = options.format.create_options().map_err(wrong)?;
+            let create = options.format.create_options(options.secrets).map_err(wrong)?;
             let keep = backing.as_ref().and_then(|path| identity(Path::new(path)));
             let image = NewImage {
                 name,
@@ -60,6 +61,11 @@ impl Qcow2Target {
         allow.extend(backing.map(Into::into).filter(|path: &std::path::PathBuf| path.exists()));
         let image = Opening::new(persona)
             .format(Some("qcow2".to_owned()))
+            .keys(
+                Keys::new(options.secrets.clone(), options.format.given("encrypt.key-secret")),
+                None,
+            )
+            .image_opts(options.image_opts)
             .allow(allow)
             .direct(["none", "off", "directsync"].contains(&options.cache))
             .volatile(options.is_volatile())

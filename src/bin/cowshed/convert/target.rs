@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::format_options::{FormatOptions, OptionError};
 use crate::open::DiskImage;
 use crate::persona::Persona;
+use crate::secret::Secrets;
 
 use super::qcow2_target::Qcow2Target;
 use super::raw_target::RawTarget;
@@ -33,6 +34,10 @@ pub(super) struct TargetOptions<'a> {
     pub(super) cache: &'a str,
     /// What it may name beside that.
     pub(super) allow: Vec<PathBuf>,
+    /// The passphrases of the command line.
+    pub(super) secrets: &'a Secrets,
+    /// Whether its name is options of it.
+    pub(super) image_opts: bool,
     /// Who the command is.
     pub(super) persona: Persona,
 }

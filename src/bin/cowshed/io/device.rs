@@ -15,6 +15,7 @@ use cowshed::rt::SmolTimer;
 use crate::failure::{Failure, warn};
 use crate::open::{self, DiskImage, Opening};
 use crate::persona::Persona;
+use crate::secret::{Keys, Secrets};
 use crate::wording;
 
 use super::number::SECTOR_LEN_BYTES;
@@ -45,6 +46,7 @@ pub(super) struct Device {
 pub(super) struct Opener {
     pub(super) persona: Persona,
     pub(super) allow: Vec<PathBuf>,
+    pub(super) secrets: Secrets,
 }
 
 impl Opener {
@@ -67,12 +69,17 @@ impl Opener {
         {
             return Err(failed(format!("Unknown driver '{driver}'").into()));
         }
+        let mut own = settings.clone();
+        let mut keys = Keys::new(self.secrets.clone(), None);
+        keys.take_ids(&mut own.names);
+        let said = own.names.remove("encrypt.format");
         let flags = settings.generic().map_err(failed)?;
         let is_guess = driver.is_none();
         let mut opening = Opening::new(self.persona)
             .format(driver)
             .force_share(flags.force_share)
             .allow(self.allow.clone())
+            .keys(keys, said)
             .direct(flags.direct)
             .caches(settings.caches().map_err(failed)?);
         let write = settings.write(&flags).map_err(failed)?;
@@ -83,7 +90,7 @@ impl Opener {
         }
         let source = opening.source(&file).await?;
         let mut format = source.format;
-        settings.known(format.name()).map_err(failed)?;
+        own.known(format.name()).map_err(failed)?;
         let is_guessed = is_guess && format == Format::Raw && !is_temporary;
         let opened = if is_temporary {
             format = Format::Qcow2;
@@ -315,6 +322,8 @@ fn refuse(settings: &Settings) -> Result<(), Wrong> {
     for (name, value) in &settings.names {
         let is_refused = match name.as_str() {
             "file.driver" => value != "file" && value != "host_device",
+            "encrypt.format" => false,
+            name if name.ends_with("encrypt.key-secret") => false,
             name => ["backing", "data-file", "encrypt"].into_iter().any(|refused| {
                 name.strip_prefix(refused)
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))

@@ -35,12 +35,14 @@ use crate::cli::Session;
 use crate::failure::{Failure, warn};
 use crate::open;
 use crate::persona::Persona;
+use crate::secret::Secrets;
 
 use fault::Fault;
 pub(crate) use fault::strerror;
 use flags::Flags;
 use getopt::{Getopt, Long};
-use settings::{Names, Settings};
+use settings::Settings;
+pub(crate) use settings::{Names, parse as parse_names};
 use shell::Shell;
 
 /// The verb's name.
@@ -122,6 +124,7 @@ async fn run_program(
     let mut flags = Flags::default();
     let (mut commands, mut format, mut image_opts) = (Vec::new(), None, false);
     let mut allow: Vec<PathBuf> = Vec::new();
+    let mut secrets = Secrets::default();
     let mut options = Getopt::new(program, SHORT, LONG, arguments);
     loop {
         let (letter, value) = match options.next() {
@@ -145,10 +148,7 @@ async fn run_program(
             'c' => commands.push(value),
             'f' => format = Some(value.to_string_lossy().into_owned()),
             'T' => return Err(Fault::Error("--trace is not supported".to_owned())),
-            OBJECT => {
-                let reason = "--object is not supported: there is no encryption yet";
-                return Err(Fault::Error(reason.to_owned()));
-            }
+            OBJECT => secrets.add(&value.to_string_lossy()).map_err(Fault::Error)?,
             IMAGE_OPTS => image_opts = true,
             ALLOW => allow.push(value.into()),
             // Memory is as aligned as the storage asks for.
@@ -164,7 +164,7 @@ async fn run_program(
     if image_opts && format.is_some() {
         return Err(Fault::Error("--image-opts and -f are mutually exclusive".to_owned()));
     }
-    let mut shell = Shell::new(session, allow);
+    let mut shell = Shell::new(session, allow, secrets);
     shell.image_opts = image_opts;
     if let Some(file) = operands.pop() {
         let mut names = Names::new();
@@ -233,9 +233,10 @@ fn usage(persona: Persona) -> String {
          \x20 -m, --misalign       no effect\n\
          \x20 -U, --force-share    open the image although a program writes to it\n\
          \x20     --image-opts     FILE is a list of options: driver=qcow2,file.filename=NAME\n\
+         \x20     --object OBJECT  secret,id=ID,data=TEXT or file=NAME: a passphrase for encrypt.key-secret\n\
          {allow}\
          \x20 -s, --snapshot       write to a temporary file, and leave the image as it is\n\
-         \x20 -C, -T, --object are refused: they are not supported\n\
+         \x20 -C, -T are refused: they are not supported\n\
          \x20 -h, --help           print this\n\
          \x20 -V, --version        print the version\n\
          \n\

@@ -12,7 +12,7 @@ use super::flags::Flags;
 use super::number;
 
 /// Options by name; of several with one name the last counts.
-pub(super) type Names = BTreeMap<String, String>;
+pub(crate) type Names = BTreeMap<String, String>;
 
 /// What is wrong with an option: a line, and what is said below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl From<&str> for Wrong {
 }
 
 /// Splits `name=value,name=value`; a comma in a value is doubled. The lines are warnings.
-pub(super) fn parse(text: &str) -> (Names, Vec<String>) {
+pub(crate) fn parse(text: &str) -> (Names, Vec<String>) {
     let (mut names, mut warnings) = (Names::new(), Vec::new());
     let mut rest = text;
     while !rest.is_empty() {

@@ -12,6 +12,7 @@ use crate::cli::Session;
 use crate::failure::warn;
 use crate::open::DiskImage;
 use crate::persona::Persona;
+use crate::secret::Secrets;
 
 use super::background::Background;
 use super::device::{Device, Opener};
@@ -65,10 +66,14 @@ impl From<Error> for Refusal {
 
 impl<'a> Shell<'a> {
     /// Nothing is open yet.
-    pub(super) fn new(session: &'a mut Session, allow: Vec<std::path::PathBuf>) -> Self {
+    pub(super) fn new(
+        session: &'a mut Session,
+        allow: Vec<std::path::PathBuf>,
+        secrets: Secrets,
+    ) -> Self {
         Self {
             is_watched: io::stdout().is_terminal(),
-            opener: Opener { persona: session.persona, allow },
+            opener: Opener { persona: session.persona, allow, secrets },
             session,
             device: None,
             image_opts: false,

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use cowshed::Error;
+use cowshed::crypt::Secret;
 use cowshed::image::{
-    Answer, CreateOptions, Format, Gate, Image, OpenOptions, Opened, Reference, ReferenceKind,
-    Source, WriteOptions, create,
+    Answer, CreateOptions, Format, Gate, Image, Locked, OpenOptions, Opened, Reference,
+    ReferenceKind, Source, WriteOptions, create,
 };
 use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockMode};
 use rustix::fs::OFlags;
@@ -104,5 +105,9 @@ impl Gate for OnBase {
             Some(base) => Ok(Answer::Open(base)),
             None => self.gate.open(reference).await,
         }
+    }
+    async fn key(&self, locked: &Locked<'_>) -> cowshed::Result<Option<Secret>> {
+        // The temporary image is not encrypted, and what lies below it lies one layer deeper than its passphrases say.
+        self.gate.key(&Locked { depth: locked.depth.saturating_sub(1), ..*locked }).await
     }
 }
