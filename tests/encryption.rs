@@ -23,8 +23,8 @@ use cowshed::crypt::{
 };
 use cowshed::image::{
     Answer, CreateOptions, Encryption, ExtentKind, Gate, Image, KeyAddition, KeyErasure, Locked,
-    OpenOptions, Preallocation, Reference, RefuseAll, ResizeOptions, Source, WriteOptions,
-    ZeroMode, create,
+    NewSnapshot, OpenOptions, Preallocation, Reference, RefuseAll, ResizeOptions, SnapshotSelector,
+    Source, WriteOptions, ZeroMode, create,
 };
 use cowshed::storage::MemoryStorage;
 use futures::executor::block_on;
@@ -310,6 +310,45 @@ fn zeros_and_discards_and_snapshots_keep_the_disk_right() {
     // Into clusters that have their space and read as zeros.
     shared.we_write(&[(4, 65_600, 10), (5, 310_000, 1_000)]);
     shared.must_be_right("over zeros");
+}
+
+#[test]
+fn snapshots_and_their_vm_state_are_encrypted_too() {
+    for encryption in [luks(&LuksScheme::default()), Encryption::Aes] {
+        let mut shared = Shared::by_us(&ours(encryption));
+        shared.we_write(&[(1, 0, 1 << 20), (2, 2 << 20, 100_000)]);
+        let before = shared.disk.clone();
+        shared.we(async |image, _| {
+            // Parts of sectors, fitted into what is there.
+            image.write_vm_state_at(&[7; 700], 100).await.unwrap();
+            image.write_vm_state_at(&[8; 10], 300).await.unwrap();
+            let mut new = NewSnapshot::new("one");
+            new.vm_state_len = 800;
+            image.create_snapshot(&new).await.unwrap();
+            image.write_vm_state_at(&[9; 300], 350).await.unwrap();
+        });
+        shared.we_write(&[(3, 1_000, 100), (4, 200_000, 65_536), (5, (2 << 20) - 7, 20)]);
+        shared.must_be_right("after a snapshot");
+        shared.we(async |image, disk| {
+            let one = SnapshotSelector::Name(b"one".to_vec());
+            image.apply_snapshot(&one).await.unwrap();
+            let mut state = [0; 800];
+            image.read_vm_state_at(&mut state, 0).await.unwrap();
+            let expected = [vec![0; 100], vec![7; 200], vec![8; 10], vec![7; 490]].concat();
+            assert!(state[..] == expected, "VM state");
+            disk.copy_from_slice(&before);
+        });
+        shared.must_be_right("after going back to it");
+        shared.we_write(&[(6, 999, 3)]);
+        shared.we(async |image, _| {
+            let one = SnapshotSelector::Name(b"one".to_vec());
+            image.delete_snapshot(&one).await.unwrap();
+        });
+        shared.must_be_right("after deleting it");
+        let bytes = shared.bytes();
+        let is_shown = bytes.windows(64).any(|it| it[0] > 0 && it[0] < 9 && it == [it[0]; 64]);
+        assert!(!is_shown, "guest data is in the file in the clear");
+    }
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! Changing the header of an image that is open for writing: only the bytes that differ are written, so that a change of
 //! one field is one write within one sector, which a power loss leaves done or not done.
 
-use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
-use crate::format::{
-    Autoclear, Compatible, CryptMethod, Header, HostOffset, Incompatible, Version,
-};
+use crate::error::{Error, Result, Structure};
+use crate::format::{Autoclear, Compatible, Header, HostOffset, Incompatible, Version};
 use crate::storage::Storage;
 
 use super::alloc::Allocator;

@@ -175,7 +175,7 @@ impl<'a, S: Storage> Top<'a, S> {
         // Whoever else changes this sector has done so before it is read, or waits until it is written.
         let _claim = self.claim_sectors(at - before, SECTOR_LEN_BYTES).await;
         let mut sector = self.writer.scratch.take(SECTOR_LEN);
-        self.image.read_range(&mut sector, at - before).await?;
+        self.image.read_beside(&mut sector, at - before).await?;
         // OK to cast: less than a sector.
         #[allow(clippy::cast_possible_truncation)]
         let before = before as usize;
@@ -577,7 +577,7 @@ impl<'a, S: Storage> Top<'a, S> {
     }
 
     /// Writes zeros to where the guest's clusters are: what reads as zeros, if the disk is encrypted.
-    async fn put_data_zeros(
+    pub(super) async fn put_data_zeros(
         &self,
         request: &Request<'_>,
         host: HostOffset,

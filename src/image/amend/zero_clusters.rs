@@ -8,7 +8,7 @@
 //! although a snapshot may have data in it.
 
 use crate::error::{Result, Structure};
-use crate::format::{ClusterKind, HostOffset, L1Entry, L2Entry};
+use crate::format::{ClusterKind, CryptMethod, HostOffset, L1Entry, L2Entry};
 use crate::storage::Storage;
 
 use super::super::alloc::Taken;
@@ -64,12 +64,17 @@ impl<'a, S: Storage> Top<'a, S> {
         total: u64,
         progress: &mut impl FnMut(u64, u64),
     ) -> Result<()> {
-        for entry in l1 {
+        // Version 2 has entries of one word.
+        let geometry = self.layer.geometry;
+        let slice_coverage = self.layer.l2_cache.entry_bytes() / 8 * geometry.cluster_size();
+        for (index, entry) in (0..).zip(l1) {
             if let Some(table) = entry.l2_table() {
                 self.may_change(Structure::L2Table, table)?;
                 let references = self.refcount(table).await?;
+                let mut guest = geometry.l2_coverage().saturating_mul(index);
                 for slice in self.slices_of(table) {
-                    self.expand_slice(request, slice, references).await?;
+                    self.expand_slice(request, slice, guest, references).await?;
+                    guest = guest.saturating_add(slice_coverage);
                 }
                 if self.needs_room() {
                     self.make_room().await?;
@@ -81,11 +86,12 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(())
     }
 
-    /// Changes the entries of a slice of a table that has so many references.
+    /// Changes the entries of a slice of a table that has so many references, from guest offset `start` on.
     async fn expand_slice(
         &self,
         request: &Request<'_>,
         slice: HostOffset,
+        start: u64,
         references: u64,
     ) -> Result<()> {
         let (layer, geometry) = (self.layer, self.layer.geometry);
@@ -114,12 +120,16 @@ impl<'a, S: Storage> Top<'a, S> {
         if changed.is_empty() {
             return Ok(());
         }
-        let new = changed.iter().filter(|(_, becomes)| matches!(becomes, Becomes::New)).count();
+        let guest = |word: usize| start.saturating_add((word as u64).saturating_mul(cluster_size));
+        let is_new = |(word, becomes): &(usize, Becomes)| {
+            matches!(becomes, Becomes::New).then(|| guest(*word))
+        };
+        let new: Vec<u64> = changed.iter().filter_map(is_new).collect();
         // Cancel: what was taken is given back.
-        let (base, taken) = self.take_zeros(request, new as u64, references).await?;
-        for (_, becomes) in &changed {
+        let (base, taken) = self.take_zeros(request, &new, references).await?;
+        for (word, becomes) in &changed {
             if let Becomes::Own(host) = becomes {
-                self.put_zeros(request, *host, cluster_size).await?;
+                self.put_data_zeros(request, *host, guest(*word), cluster_size).await?;
             }
         }
         // From here on nothing is awaited and nothing fails.
@@ -150,13 +160,14 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(())
     }
 
-    /// Takes clusters of zeros side by side, each with so many references.
+    /// Takes clusters of zeros side by side for what is at these guest offsets, each with so many references.
     async fn take_zeros(
         &self,
         request: &Request<'_>,
-        count: u64,
+        guests: &[u64],
         references: u64,
     ) -> Result<(u64, Vec<Taken<'a>>)> {
+        let (count, cluster_size) = (guests.len() as u64, self.layer.geometry.cluster_size());
         if count == 0 {
             return Ok((0, Vec::new()));
         }
@@ -168,7 +179,15 @@ impl<'a, S: Storage> Top<'a, S> {
             self.add_references(start..start + count).await?;
             taken.push(self.taken(start..start + count, false));
         }
-        self.put_zeros(request, host, count * self.layer.geometry.cluster_size()).await?;
+        if self.layer.crypt == CryptMethod::None {
+            self.put_zeros(request, host, count * cluster_size).await?;
+            return Ok((host.get(), taken));
+        }
+        // Each by itself: ciphers may count by where it is on the disk.
+        for (index, guest) in (0..).zip(guests) {
+            let at = HostOffset::new(host.get() + index * cluster_size);
+            self.put_data_zeros(request, at, *guest, cluster_size).await?;
+        }
         Ok((host.get(), taken))
     }
 }
