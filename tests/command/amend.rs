@@ -130,6 +130,64 @@ fn clusters_kept_for_zeros_and_a_snapshots_data_stay_the_snapshots() {
 }
 
 #[test]
+fn zeros_of_encrypted_images_and_their_passphrases_can_be_amended() {
+    let folder = Folder::new();
+    folder.write("base.raw", vec![5; 1 << 20]);
+    let object = ["--object", "secret,id=k,data=open", "--object", "secret,id=n,data=new"];
+    for format in ["aes", "luks"] {
+        let options = format!("encrypt.format={format},encrypt.key-secret=k");
+        let iterations = if format == "luks" { ",encrypt.iter-time=10" } else { "" };
+        let options = format!("{options}{iterations}");
+        let create = ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "-o", &options];
+        folder.qemu_img(&[&create[..], &object, &["image.qcow2"]].concat());
+        let image =
+            |key: &str| format!("driver=qcow2,encrypt.key-secret={key},file.filename=image.qcow2");
+        let opened = image("k");
+        let io = |commands: &[&str], key: &str| {
+            let commands = commands.iter().flat_map(|it| ["-c", it]);
+            let mut io = crate::qemu::qemu_io();
+            io.args(object).args(["--image-opts", &image(key)]).args(commands);
+            let output = folder.run(&mut io);
+            let said = [crate::text(&output.stdout), crate::text(&output.stderr)].concat();
+            assert!(output.status.success() && !said.contains("failed"), "{said}");
+        };
+        io(&["write -q -P 1 0 300k", "write -q -z 64k 64k", "write -q -z -u 400k 100k"], "k");
+        let with = |verb: &[&str]| {
+            let arguments = [verb, &object[..], &["--image-opts", &opened]].concat();
+            folder.cowshed_prints(&arguments);
+        };
+        with(&["snapshot", "-c", "s"]);
+        io(&["write -q -z 200k 30k", "write -q -P 2 1000 100"], "k");
+        with(&["amend", "-o", "compat=0.10"]);
+        let now = ["read -q -P 0 64k 64k", "read -q -P 0 200k 30k", "read -q -P 0 400k 100k"];
+        io(&now, "k");
+        io(&["read -q -P 1 128k 72k", "read -q -P 2 1000 100", "read -q -P 5 500k 524k"], "k");
+        with(&["snapshot", "-a", "s"]);
+        io(&["read -q -P 1 0 64k", "read -q -P 1 128k 172k", "read -q -P 0 400k 100k"], "k");
+        let check = ["check", "-q"];
+        folder.qemu_img(&[&check[..], &object, &["--image-opts", &opened]].concat());
+
+        let add = "encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10";
+        if format == "aes" {
+            let arguments = ["amend", "-o", add, object[0], object[1], object[2], object[3]];
+            let arguments = [&arguments[..], &["--image-opts", &opened]].concat();
+            let error = folder.cowshed_fails(&arguments, 1);
+            assert!(error.contains("Only LUKS encryption options can be amended"), "{error}");
+            continue;
+        }
+        with(&["amend", "-o", add]);
+        io(&["read -q -P 1 0 64k"], "n");
+        with(&["amend", "-o", "encrypt.state=inactive,encrypt.old-secret=n"]);
+        io(&["read -q -P 1 0 64k"], "k");
+        // The only one left.
+        let arguments = ["amend", "-o", "encrypt.state=inactive,encrypt.old-secret=k"];
+        let arguments = [&arguments[..], &object, &["--image-opts", &opened]].concat();
+        let error = folder.cowshed_fails(&arguments, 1);
+        assert!(error.contains("refusing operation"), "{error}");
+    }
+}
+
+#[test]
 fn features_that_version_2_lacks_prevent_it() {
     let folder = Folder::new();
     for options in

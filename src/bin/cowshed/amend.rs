@@ -5,9 +5,10 @@ use std::io::Write as _;
 
 use clap::{ArgAction, ArgMatches, Command};
 use cowshed::Error;
-use cowshed::format::{CryptMethod, Header};
+use cowshed::format::Header;
 use cowshed::image::WriteOptions;
 
+use crate::amend_keys::KeyChange;
 use crate::cli::Session;
 use crate::failure::Failure;
 use crate::format_options::{self, FormatOptions, OptionError};
@@ -85,7 +86,12 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         };
         let options = FormatOptions::parse_amend(&list).map_err(wrong)?;
         let mut progress = Progress::new(progress, PROGRESS_STEP)?;
-        let amended = amend(&mut image, &header, &name, &options, session, &mut progress).await;
+        let failed = |reason: String| Failure::image(&name, "", reason);
+        let (_, resolved) = opening.resolved(&name)?;
+        let key = resolved.options_with_key().map_err(failed)?.key;
+        let force = matches.get_flag("force");
+        let keys = KeyChange { options: &options, secrets: opening.secrets(), key, force };
+        let amended = amend(&mut image, &header, &name, keys, session, &mut progress).await;
         let closed = image.close().await;
         if amended.is_ok() {
             progress.complete()?;
@@ -106,18 +112,16 @@ async fn amend(
     image: &mut DiskImage,
     header: &Header,
     name: &OsStr,
-    options: &FormatOptions,
+    keys: KeyChange<'_>,
     session: &Session,
     progress: &mut Progress,
 ) -> Result<(), Failure> {
     let failed = |reason: &str| Failure::image(name, "", reason);
+    let options = keys.options;
     let amend = options.amend_options().map_err(|error| failed(&error.message))?;
-    if options.any_given("encrypt.") {
-        // Key slots are changed here.
-        return Err(failed(match header.crypt {
-            CryptMethod::None => "Can't amend encryption options - encryption not present",
-            _ => "Can't amend encryption options of this encryption",
-        }));
+    let changes_keys = options.any_given("encrypt.");
+    if changes_keys {
+        KeyChange::check(header.crypt).map_err(|reason| failed(&reason))?;
     }
     let text = |bytes: Option<&[u8]>| bytes.map(|it| String::from_utf8_lossy(it).into_owned());
     let backing = (options.given("backing_file"), options.given("backing_fmt"));
@@ -125,6 +129,9 @@ async fn amend(
     if backing != (None, None) && backing != (present.0.as_deref(), present.1.as_deref()) {
         let hint = "You can use 'qemu-img rebase' instead.".to_owned();
         return Err(failed("Cannot amend the backing file").with_hint(Some(hint)));
+    }
+    if changes_keys {
+        keys.make(image).await.map_err(|reason| failed(&reason))?;
     }
     let mut shown = Ok(());
     let amended = image.amend(&amend, |done, total| {

@@ -92,8 +92,11 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         return Err(Failure::message(problem));
     }
     let opening = Opening::from_matches(matches, session.persona, "format")?;
-    let source_opening =
-        opening.clone().format(options::text(matches, "source-format").map(str::to_owned));
+    // The source's name is that of a file in any case, as with `qemu-img`.
+    let source_opening = opening
+        .clone()
+        .image_opts(false)
+        .format(options::text(matches, "source-format").map(str::to_owned));
     let opening = opening.writable(WriteOptions::default());
 
     open::block_on(async {

@@ -14,6 +14,7 @@ use crate::new_image::NewImage;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
+use crate::secret::Secrets;
 use crate::size::{self, SIZE_MAX, SizeError};
 
 /// The verb's name.
@@ -170,7 +171,8 @@ async fn make(name: &OsStr, format: Format, size: u64, persona: Persona) -> Resu
     options.set("size", size.to_string()).map_err(|error| image.wrong_options(error))?;
     let made = match format {
         Format::Qcow2 => {
-            let options = options.create_options().map_err(|error| image.wrong_options(error))?;
+            let options = options.create_options(&Secrets::default());
+            let options = options.map_err(|error| image.wrong_options(error))?;
             image.create_qcow2(&options, &[]).await
         }
         Format::Raw => {

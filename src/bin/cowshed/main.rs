@@ -8,6 +8,7 @@
 #![cfg(not(target_family = "wasm"))]
 
 mod amend;
+mod amend_keys;
 mod bench;
 mod bitmap;
 mod bitmap_map;

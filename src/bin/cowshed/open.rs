@@ -358,7 +358,7 @@ impl Opening {
     /// [`Failure::open`].
     pub(crate) async fn open_and_warn(&self, name: &OsStr) -> Result<DiskImage, Failure> {
         let image = self.open(name).await?;
-        if self.format.is_none() && image.header().is_none() {
+        if image.header().is_none() && self.resolved(name)?.1.format.is_none() {
             warn_of_guess(name);
         }
         Ok(image)

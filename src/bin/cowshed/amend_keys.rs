@@ -1,0 +1,111 @@
+//! `amend -o encrypt.*`: passphrases are added to an image that is encrypted with LUKS, and erased.
+//!
+//! Source: QEMU, crypto/block-luks.c, `qcrypto_block_luks_amend_options`, with its texts.
+
+use cowshed::Error;
+use cowshed::crypt::{LuksScheme, Secret};
+use cowshed::format::CryptMethod;
+use cowshed::image::{KeyAddition, KeyErasure};
+use cowshed::rt::SystemEntropy;
+
+use crate::encryption;
+use crate::format_options::FormatOptions;
+use crate::open::{self, DiskImage};
+use crate::secret::{REQUIRED, Secrets};
+
+/// What the options say of the passphrases of an image.
+pub(crate) struct KeyChange<'a> {
+    pub(crate) options: &'a FormatOptions,
+    pub(crate) secrets: &'a Secrets,
+    /// The passphrase that the image was opened with, if the command line has it.
+    pub(crate) key: Option<Secret>,
+    pub(crate) force: bool,
+}
+
+impl KeyChange<'_> {
+    /// Asks whether the image can have such a change.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) fn check(method: CryptMethod) -> Result<(), String> {
+        match method {
+            CryptMethod::None => {
+                Err("Can't amend encryption options - encryption not present".to_owned())
+            }
+            CryptMethod::Aes => {
+                Err("Only LUKS encryption options can be amended for qcow2 with qemu-img"
+                    .to_owned())
+            }
+            CryptMethod::Luks => Ok(()),
+        }
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// What is wrong with the options, or what the change meets.
+    pub(crate) async fn make(self, image: &DiskImage) -> Result<(), String> {
+        match self.given("state") {
+            None => Err("Parameter 'state' is missing".to_owned()),
+            Some("active") => self.add(image).await,
+            Some("inactive") => self.erase(image).await,
+            Some(other) => Err(format!("Parameter 'state' does not accept value '{other}'")),
+        }
+    }
+
+    async fn add(&self, image: &DiskImage) -> Result<(), String> {
+        let new = self.secret("new-secret")?;
+        let new = new.ok_or("'new-secret' is required to activate a keyslot")?;
+        if self.given("old-secret").is_some() {
+            return Err("'old-secret' must not be given when activating keyslots".to_owned());
+        }
+        let old = self.key.clone().ok_or(REQUIRED)?;
+        let header = image.load_luks_header().await.map_err(|error| reason(&error))?;
+        let header = header.ok_or("the image has no LUKS header")?;
+        let scheme = LuksScheme::of_header(&header).map_err(|error| reason(&error))?;
+        let iterations = encryption::iterations(&scheme, self.given("iter-time"));
+        let mut addition = KeyAddition::new(old, new, iterations);
+        addition.slot = self.slot()?;
+        addition.force = self.force;
+        let mut entropy = SystemEntropy::open().map_err(|error| reason(&error))?;
+        let added = image.add_key(&addition, &mut entropy).await;
+        added.map(drop).map_err(|error| match error {
+            Error::WrongKey => "Failed to retrieve the master key".to_owned(),
+            error => reason(&error),
+        })
+    }
+
+    async fn erase(&self, image: &DiskImage) -> Result<(), String> {
+        for name in ["new-secret", "iter-time"] {
+            if self.given(name).is_some() {
+                return Err(format!("'{name}' must not be given when erasing keyslots"));
+            }
+        }
+        let mut erasure = KeyErasure::default();
+        erasure.slot = self.slot()?;
+        erasure.old = self.secret("old-secret")?;
+        erasure.force = self.force;
+        let mut entropy = SystemEntropy::open().map_err(|error| reason(&error))?;
+        image.erase_keys(&erasure, &mut entropy).await.map_err(|error| reason(&error))
+    }
+
+    fn given(&self, name: &str) -> Option<&str> {
+        self.options.given(&format!("encrypt.{name}"))
+    }
+
+    /// The passphrase that an option names.
+    fn secret(&self, name: &str) -> Result<Option<Secret>, String> {
+        self.given(name).map(|id| self.secrets.passphrase(id)).transpose()
+    }
+
+    fn slot(&self) -> Result<Option<usize>, String> {
+        let parse = |text: &str| {
+            text.parse().map_err(|_| format!("Parameter 'keyslot' expects integer, not '{text}'"))
+        };
+        self.given("keyslot").map(parse).transpose()
+    }
+}
+
+fn reason(error: &Error) -> String {
+    open::reason(error)
+}
