@@ -145,6 +145,26 @@ fn encrypted_clusters_are_not_given_out_as_they_are() {
 }
 
 #[test]
+fn a_passphrase_is_of_use_where_there_are_ciphers_and_refused_elsewhere() {
+    let mut bytes = image(0x8000_0000_0004_0000);
+    bytes[35] = 1; // crypt_method: AES
+    let mut options = OpenOptions::default();
+    options.key = Some("open sesame".into());
+    let opened = block_on(Image::open(source(bytes), &RefuseAll::default(), options));
+    match opened {
+        Ok(opened) if cfg!(feature = "encryption") => {
+            let mut read = [0; 512];
+            block_on(opened.image.read_at(&mut read, 0)).unwrap();
+            assert_ne!(read, [0; 512], "what lies in the file is given out as it is");
+        }
+        Err(Error::Unsupported(unsupported)) if cfg!(not(feature = "encryption")) => {
+            assert_eq!(unsupported.code(), "encryption");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn snapshot_of_a_disk_of_almost_all_bytes_has_no_vm_state() {
     // The L1 table of the active state, and a disk size that no table covers.
     let mut bytes = image(0x8000_0000_0004_0000);

@@ -552,6 +552,57 @@ fn an_image_cannot_ask_for_hours() {
     assert!(open(in_memory(bytes), Some(secret()), false).is_ok());
 }
 
+/// Where the encryption header of an image of the engine's is.
+const AREA: usize = 0x40000;
+
+/// Asserts that an image of the engine's that was changed is refused, passphrase or not.
+#[track_caller]
+fn assert_refused(change: impl FnOnce(&mut [u8]), code: &str, text: &str) {
+    let mut bytes = Shared::by_us(&ours(luks(&LuksScheme::default()))).bytes();
+    change(&mut bytes);
+    let error = open(in_memory(bytes), Some(secret()), false).unwrap_err();
+    let found = match &error {
+        Error::Corrupt(corrupt) => corrupt.code(),
+        Error::Unsupported(unsupported) => unsupported.code(),
+        _ => panic!("{error}"),
+    };
+    assert_eq!((found, &*error.to_string()), (code, text));
+}
+
+#[test]
+fn an_encryption_header_that_breaks_a_rule_is_refused_with_its_place_and_value() {
+    let put = |at: usize, value: u32| {
+        move |bytes: &mut [u8]| bytes[AREA + at..][..4].copy_from_slice(&value.to_be_bytes())
+    };
+    let text = "crypto header at 0x40000: LUKS header does not start with its magic";
+    assert_refused(put(0, 0), "luks-magic", text);
+    // Offset and stripes of key slot 2.
+    let text = "key slot 2 at 0x40000: 4294967295 stripes, not 4000";
+    assert_refused(put(252 + 96, u32::MAX), "luks-stripes", text);
+    let text =
+        "key slot 2 at 0x40000: key material up to 0x2000003e600 overlaps the payload at 0x1f9000";
+    assert_refused(put(248 + 96, u32::MAX), "luks-slot-in-payload", text);
+    let text = "crypto header at 0x40000: cipher 'des-256' is not supported";
+    assert_refused(
+        |bytes| bytes[AREA + 8..][..4].copy_from_slice(b"des\0"),
+        "luks-algorithm",
+        text,
+    );
+    let text = "crypto header at 0x40000: hash algorithm 'md5' is not supported";
+    assert_refused(
+        |bytes| bytes[AREA + 72..][..4].copy_from_slice(b"md5\0"),
+        "luks-algorithm",
+        text,
+    );
+    // The image says that the area is shorter than what lies in it.
+    let text = "key slot 0 at 0x40000: key material up to 0x3f800 lies outside of the crypto header, which has 0x3f000 bytes";
+    let shorten = |bytes: &mut [u8]| {
+        let at = bytes.windows(4).position(|it| it == 0x0537_be77_u32.to_be_bytes()).unwrap();
+        bytes[at + 16..at + 24].copy_from_slice(&0x3f000_u64.to_be_bytes());
+    };
+    assert_refused(shorten, "luks-slot-outside", text);
+}
+
 #[test]
 fn passphrases_are_added_and_erased_as_qemu_does_it() {
     let mut shared = Shared::by_us(&ours(luks(&LuksScheme::default())));

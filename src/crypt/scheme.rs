@@ -1,7 +1,7 @@
 //! What a disk is encrypted with, as a LUKS header names it: cipher, mode, generator of initialisation vectors, hashes.
 
 use crate::error::{Error, Result, Structure, Unsupported, UnsupportedKind};
-use crate::format::{LUKS_STRIPES, LuksHeader};
+use crate::format::{HostOffset, LUKS_STRIPES, LuksHeader};
 
 use super::SECTOR_LEN_BYTES;
 use super::cipher::{CipherAlgorithm, CipherMode, IvGenerator, SectorCipher, essiv_cipher};
@@ -35,14 +35,14 @@ impl Default for LuksScheme {
 }
 
 impl LuksScheme {
-    /// What a header says.
+    /// What a header says; `at` is its host offset, for the message.
     ///
     /// # Errors
     /// `Unsupported` that names what is not known.
-    pub fn of_header(header: &LuksHeader) -> Result<Self> {
+    pub fn of_header(header: &LuksHeader, at: HostOffset) -> Result<Self> {
         let unknown = |what: &'static str, name: &str| {
             let kind = UnsupportedKind::LuksAlgorithm { what, name: name.to_owned() };
-            Error::from(Unsupported::new(kind, Structure::CryptoHeader))
+            Error::from(Unsupported::new(kind, Structure::CryptoHeader).at(at.get()))
         };
         let hash_of = |name: &str| {
             HashAlgorithm::from_name(name).ok_or_else(|| unknown("hash algorithm", name))

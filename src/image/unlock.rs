@@ -119,7 +119,7 @@ pub(super) mod luks {
                     return Err(corrupt.entry(index).into());
                 }
             }
-            let scheme = LuksScheme::of_header(&header)?;
+            let scheme = LuksScheme::of_header(&header, area.offset)?;
             Ok(Self { header, scheme, area })
         }
 

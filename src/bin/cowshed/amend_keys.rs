@@ -62,7 +62,9 @@ impl KeyChange<'_> {
         let old = self.key.clone().ok_or(REQUIRED)?;
         let header = image.load_luks_header().await.map_err(|error| reason(&error))?;
         let header = header.ok_or("the image has no LUKS header")?;
-        let scheme = LuksScheme::of_header(&header).map_err(|error| reason(&error))?;
+        let area = image.header().and_then(|header| header.crypto_header());
+        let at = area.map(|area| area.offset).unwrap_or_default();
+        let scheme = LuksScheme::of_header(&header, at).map_err(|error| reason(&error))?;
         let iterations = encryption::iterations(&scheme, self.given("iter-time"));
         let mut addition = KeyAddition::new(old, new, iterations);
         addition.slot = self.slot()?;
