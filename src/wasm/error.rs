@@ -19,6 +19,7 @@ pub(super) fn to_js(error: Error) -> JsValue {
         Error::Open { .. } => ("open", None, None),
         Error::Refused { .. } => ("refused", None, None),
         Error::OutOfBounds { offset, .. } => ("out-of-bounds", None, Some(*offset)),
+        Error::Volume { structure, offset, .. } => ("volume", Some(*structure), Some(*offset)),
         Error::Closed => ("closed", None, None),
         Error::ReadOnly(_) => ("read-only", None, None),
         Error::Latched(_) => ("latched", None, None),
