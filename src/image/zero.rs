@@ -238,7 +238,9 @@ impl<S: Storage> Top<'_, S> {
             let start = range.start.max(guest);
             let end = disk_end.min(guest.saturating_add(cluster_size));
             if is_raw && new != old && start < end {
-                self.put_zeros(request, HostOffset::new(start), end - start).await?;
+                // And whoever reads through the old entry after a power loss sees zeros or what was there: what is
+                // encrypted must decrypt to them.
+                self.put_data_zeros(request, HostOffset::new(start), start, end - start).await?;
             }
         }
         // From here on nothing is awaited and nothing fails.
