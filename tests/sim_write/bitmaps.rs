@@ -20,6 +20,7 @@ const BITMAPS: [(&[u8], u64, bool); 3] =
 pub fn add(image: Vec<u8>) -> Vec<u8> {
     let storage = std::sync::Arc::new(MemoryStorage::new(image));
     let mut options = OpenOptions::default();
+    options.key = Some(super::setup::KEY.into());
     options.references = References::Leave;
     options.write = Some(cowshed::image::WriteOptions::default());
     block_on(async {
