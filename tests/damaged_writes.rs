@@ -130,7 +130,7 @@ fn request_to_a_damaged_image_changes_what_it_names_or_is_refused() {
     assert_none(&failures);
     // Most damage is no reason to refuse, and what must be refused is.
     assert!(refused.contains_key("write-unsafe") && refused.contains_key("invalid-write"));
-    assert!(done > refused.values().sum());
+    assert!(done > refused.values().sum::<usize>());
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Changing the name of an image's backing file, which lies in the first cluster behind the header's extensions.
 //!
 //! Header, extensions and name are often in several sectors, and a power loss may leave any of them old and any new. So they
-//! change in steps: sectors that the first one does not lead to are written first, and then the first sector, which is old or
-//! new as a whole. Where the new name would lie on the old one, either moves to another place in the cluster for a while.
+//! change in steps: sectors that the first one does not lead to are written first, then the first sector, which is old or
+//! new as a whole, and then those that the old one would have been misled by. Where the new name would lie on the old one, either moves to another place in the cluster for a while.
 //! Each step is tried out in memory before anything is written: with any of its sectors old and any new, the header must say
-//! what it said before. Names of features are the exception; they are nobody's but a reader's of messages.
+//! what it said before. Names of features are the exception; they are nobody's but a reader's of messages. They are also the one
+//! extension that is long, and what lies behind them would be torn where a sector ends: they go behind all others first, which
+//! the first sector decides as a whole.
 //!
 //! In the one case in which no such steps are found, in clusters of 1 KiB with no room for two names, the sectors are written
 //! together, and a power loss may leave a header that cannot be read.
@@ -79,6 +81,7 @@ impl<S: Storage> Top<'_, S> {
     /// # Cancel safety
     /// As after an error.
     pub(super) async fn replace_header(&self, new: Header) -> Result<()> {
+        let new = names_last(&new);
         self.mend_header().await?;
         // Cancel: until the end the header counts as uncertain, and the next change of it writes the old one.
         let mut state = self.writer.header_io.lock().await;
@@ -88,8 +91,11 @@ impl<S: Storage> Top<'_, S> {
         let mut cluster = vec![0; usize::try_from(cluster_size).unwrap_or(usize::MAX)];
         let len = cluster.len().min(disk.len());
         cluster[..len].copy_from_slice(&disk[..len]);
-        let states = states(&cluster, &self.layer.header.get(), &new)?;
+        let old = names_last(&self.layer.header.get());
+        let states = states(&cluster, &old, &new)?;
         state.is_uncertain = true;
+        // What is written after an error: from here on the names are last.
+        self.layer.header.set(old);
         for next in states {
             for range in writes(&cluster, &next) {
                 let bytes = &next[range.clone()];
@@ -104,13 +110,77 @@ impl<S: Storage> Top<'_, S> {
     }
 }
 
+/// The header with the names of features behind all other extensions.
+fn names_last(header: &Header) -> Header {
+    let mut header = header.clone();
+    header.extensions.sort_by_key(|extension| matches!(extension, Extension::FeatureNames(_)));
+    header
+}
+
+/// The bytes of a header and its extensions, without the name behind them.
+fn without_name(header: &Header) -> Result<Vec<u8>> {
+    let mut header = header.clone();
+    header.backing_file = None;
+    header.encode()
+}
+
+/// The steps that put the names of features last, whose header is `old`. None if there is nothing to do, or no way that is
+/// safe.
+fn reordered(disk: &[u8], old: &Header) -> Result<Vec<Vec<u8>>> {
+    let bytes = without_name(old)?;
+    let mut whole = disk.to_vec();
+    let Some(place) = whole.get_mut(..bytes.len()) else { return Ok(Vec::new()) };
+    place.copy_from_slice(&bytes);
+    // The old name stays where it is.
+    let name = NAME_OFFSET_AT..NAME_LEN_AT + 4;
+    whole[name.clone()].copy_from_slice(&disk[name]);
+    let is_same = whole != disk && meaning(&whole) == meaning(disk);
+    Ok(if is_same { steps(disk, &whole).unwrap_or_default() } else { Vec::new() })
+}
+
+/// The steps from one first cluster to another, if there are any that are safe: some of the other sectors, the first sector,
+/// and the rest. What the header says changes with the first sector and with no other.
+fn steps(before: &[u8], after: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let with = |state: &[u8], sectors: &[usize]| {
+        let mut state = state.to_vec();
+        for sector in sectors {
+            let start = sector * SECTOR_LEN_BYTES;
+            let end = (start + SECTOR_LEN_BYTES).min(after.len());
+            state[start..end].copy_from_slice(&after[start..end]);
+        }
+        state
+    };
+    let others = other_sectors(before, after);
+    let last = others.last().map_or(0, |last| last + 1);
+    // All of them, those from the second on, ..., none.
+    (1..=last.max(1)).filter(|from| *from == 1 || others.contains(&(from - 1))).find_map(|from| {
+        let early: Vec<_> = others.iter().copied().filter(|sector| *sector >= from).collect();
+        let first = with(before, &early);
+        let second = with(&first, &[0]);
+        let is_sound = is_safe(before, &first)
+            && (second == after
+                || (meaning(&second).is_some() && meaning(&second) == meaning(after)))
+            && is_safe(&second, after);
+        let mut states = vec![first, second, after.to_vec()];
+        states.dedup();
+        if states.first().is_some_and(|first| first == before) {
+            states.remove(0);
+        }
+        is_sound.then_some(states)
+    })
+}
+
 /// What the first cluster becomes, step by step, from `disk` to one with the header `new`.
 fn states(disk: &[u8], old: &Header, new: &Header) -> Result<Vec<Vec<u8>>> {
-    let without_name = |header: &Header| {
-        let mut header = header.clone();
-        header.backing_file = None;
-        header.encode()
-    };
+    let (old, new) = (&names_last(old), &names_last(new));
+    let prelude = reordered(disk, old)?;
+    let disk = prelude.last().map_or(disk, Vec::as_slice);
+    let way = ways(disk, old, new)?;
+    Ok(prelude.iter().cloned().chain(way).collect())
+}
+
+/// As [`states`], with the names of features where they will be.
+fn ways(disk: &[u8], old: &Header, new: &Header) -> Result<Vec<Vec<u8>>> {
     let (old_bytes, new_bytes) = (without_name(old)?, without_name(new)?);
     let last = new.encode()?;
     let name_len = |header: &Header| header.backing_file.as_ref().map_or(0, Vec::len);
@@ -130,24 +200,19 @@ fn states(disk: &[u8], old: &Header, new: &Header) -> Result<Vec<Vec<u8>>> {
     ];
     let mut whole = last;
     whole.resize(disk.len(), 0);
-    for way in ways {
-        let mut states = Vec::new();
-        let mut before = disk;
+    let found = ways.into_iter().find_map(|way| {
+        let mut states: Vec<Vec<u8>> = Vec::new();
         for (header, name, at) in way {
-            let Some(state) = placed(before, header, *name, *at) else { break };
-            if !is_safe(before, &state) {
-                break;
-            }
-            states.push(state);
-            before = states.last().map_or(disk, Vec::as_slice);
+            let before = states.last().map_or(disk, Vec::as_slice);
+            let state = placed(before, header, *name, *at)?;
+            states.extend(steps(before, &state)?);
         }
         // In the end nothing is left of old names.
-        if states.len() == way.len() && is_safe(before, &whole) {
-            states.push(whole);
-            return Ok(states);
-        }
-    }
-    Ok(vec![whole])
+        let before = states.last().map_or(disk, Vec::as_slice);
+        states.extend(steps(before, &whole)?);
+        Some(states)
+    });
+    Ok(found.unwrap_or_else(|| vec![whole]))
 }
 
 /// The first cluster with another header, extensions included, and its name at `at`; what else is there stays.
@@ -185,18 +250,19 @@ fn writes(before: &[u8], after: &[u8]) -> Vec<std::ops::Range<usize>> {
     writes
 }
 
+/// What the header says, but for the names of features.
+fn meaning(bytes: &[u8]) -> Option<Header> {
+    let mut header = Header::parse_for_check(bytes, u64::MAX).ok()?;
+    header.extensions.retain(|extension| !matches!(extension, Extension::FeatureNames(_)));
+    Some(header)
+}
+
 /// Whether the header says what it said before, whichever of the other sectors are written.
 fn is_safe(before: &[u8], after: &[u8]) -> bool {
     let others = other_sectors(before, after);
     if others.is_empty() {
         return true;
     }
-    let meaning = |bytes: &[u8]| {
-        let mut header = Header::parse_for_check(bytes, u64::MAX).ok()?;
-        let is_names = |extension: &Extension| matches!(extension, Extension::FeatureNames(_));
-        header.extensions.retain(|extension| !is_names(extension));
-        Some(header)
-    };
     let said = meaning(before);
     if said.is_none() || others.len() > SECTORS_TRIED_MAX {
         return false;
@@ -216,10 +282,16 @@ fn is_safe(before: &[u8], after: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Extension, Header, SECTOR_LEN_BYTES, states, writes};
-    use crate::format::{Geometry, HostOffset, Version, feature::FeatureNames};
+    use super::{Extension, Header, SECTOR_LEN_BYTES, names_last, states, writes};
+    use crate::format::{BitmapsExtension, Geometry, HostOffset, Version, feature::FeatureNames};
 
-    fn header(cluster_bits: u32, name: Option<usize>, format: &str, names: bool) -> Header {
+    fn header(
+        cluster_bits: u32,
+        name: Option<usize>,
+        format: &str,
+        names: bool,
+        bitmaps: bool,
+    ) -> Header {
         let geometry = Geometry::new(cluster_bits, false, 4).unwrap();
         let mut header = Header::new(Version::V3, geometry);
         header.l1_table_offset = HostOffset::new(3 << cluster_bits);
@@ -231,6 +303,14 @@ mod tests {
             let table = FeatureNames::from_bytes(vec![1; 384]);
             header.extensions.push(Extension::FeatureNames(table));
         }
+        if bitmaps {
+            header.extensions.push(Extension::Bitmaps(BitmapsExtension {
+                count: 1,
+                reserved: 0,
+                directory_len: 32,
+                directory_offset: HostOffset::new(7 << cluster_bits),
+            }));
+        }
         header.backing_file = name.map(|len| vec![b'a'; len]);
         if !format.is_empty() {
             header.extensions.insert(0, Extension::BackingFormat(format.into()));
@@ -238,12 +318,15 @@ mod tests {
         header
     }
 
-    /// Names and formats are the only things that a change of the backing file changes.
-    fn meaning(bytes: &[u8]) -> Option<[Option<Vec<u8>>; 2]> {
+    /// Names and formats are the only things that a change of the backing file changes; bitmaps stay.
+    fn meaning(bytes: &[u8]) -> Option<[Option<Vec<u8>>; 3]> {
         let header = Header::parse_for_check(bytes, u64::MAX).ok()?;
+        let is_bitmaps = |extension: &&Extension| matches!(extension, Extension::Bitmaps(_));
+        let bitmaps = header.extensions.iter().find(is_bitmaps);
+        let bitmaps = bitmaps.map(|extension| format!("{extension:?}").into_bytes());
         // A format without a name means nothing.
         let format = header.backing_format().filter(|_| header.backing_file.is_some());
-        Some([header.backing_file.clone(), format.map(<[u8]>::to_vec)])
+        Some([header.backing_file.clone(), format.map(<[u8]>::to_vec), bitmaps])
     }
 
     #[test]
@@ -255,11 +338,21 @@ mod tests {
             (Some(1000), "raw"),
             (Some(7), ""),
         ];
-        for (bits, names) in [(9, false), (12, true), (12, false), (16, true)] {
+        for (bits, names, bitmaps) in [
+            (9, false, false),
+            (12, true, false),
+            (12, false, false),
+            (16, true, false),
+            (12, true, true),
+            (12, false, true),
+            (16, true, true),
+        ] {
             for (old, new) in kinds.into_iter().flat_map(|old| kinds.map(|new| (old, new))) {
-                let (old, new) =
-                    (header(bits, old.0, old.1, names), header(bits, new.0, new.1, names));
-                let (Ok(mut disk), Ok(mut last)) = (old.encode(), new.encode()) else { continue };
+                let old = header(bits, old.0, old.1, names, bitmaps);
+                let new = header(bits, new.0, new.1, names, bitmaps);
+                let (Ok(mut disk), Ok(mut last)) = (old.encode(), names_last(&new).encode()) else {
+                    continue;
+                };
                 disk.resize(1 << bits, 0);
                 last.resize(1 << bits, 0);
                 let allowed = [meaning(&disk), meaning(&last)];
