@@ -2,11 +2,11 @@
 //!
 //! Header, extensions and name are often in several sectors, and a power loss may leave any of them old and any new. So they
 //! change in steps: sectors that the first one does not lead to are written first, then the first sector, which is old or
-//! new as a whole, and then those that the old one would have been misled by. Where the new name would lie on the old one, either moves to another place in the cluster for a while.
-//! Each step is tried out in memory before anything is written: with any of its sectors old and any new, the header must say
-//! what it said before. Names of features are the exception; they are nobody's but a reader's of messages. They are also the one
-//! extension that is long, and what lies behind them would be torn where a sector ends: they go behind all others first, which
-//! the first sector decides as a whole.
+//! new as a whole, and then those that the old one would have been misled by. Where the new name would lie on the old one,
+//! either moves to another place in the cluster for a while. Each step is tried out in memory before anything is written: with
+//! any of its sectors old and any new, the header must say what it said before. Names of features are the exception; they are
+//! nobody's but a reader's of messages. They are also the one extension that is long, and what lies behind them would be torn
+//! where a sector ends: they go behind all others first, which the first sector decides as a whole.
 //!
 //! In the one case in which no such steps are found, in clusters of 1 KiB with no room for two names, the sectors are written
 //! together, and a power loss may leave a header that cannot be read.
