@@ -22,6 +22,9 @@ pub fn check(plan: &Plan, files: &Files<Frozen>, bytes: &[u8]) -> Result<(), Str
     if let Some(backing) = &files.backing {
         write("backing.raw", backing);
     }
+    if let Some(other) = &files.other {
+        write("other.raw", other);
+    }
     std::fs::write(at.join("expected.raw"), bytes).unwrap();
     let is_v2 = plan.setup.version == 2;
     let dirty = files.image.0[79] & 1 != 0;

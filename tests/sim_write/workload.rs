@@ -7,7 +7,7 @@ use std::time::Duration;
 use cowshed::image::ZeroMode;
 use cowshed::sim::{Executor, Failure, Faults, Random};
 
-use super::engine::{Act, How};
+use super::engine::{Act, Below, How};
 use super::setup::{DataFile, Setup};
 
 /// How many kinds of images there are.
@@ -38,10 +38,12 @@ pub struct Plan {
     pub ops: Vec<Op>,
     /// How each phase ends.
     pub ends: Vec<End>,
+    /// What is done before that, or after a close.
+    pub tails: Vec<Tail>,
     /// At which steps it is looked what would be left if the power went.
     pub looks: Looks,
-    /// One request of the image's disk that fails: requests that fail with it are made again.
-    pub named: Option<(u64, Failure)>,
+    /// One request of one of the files that fails: requests that fail with it are made again.
+    pub named: Option<(usize, u64, Failure)>,
 }
 
 /// At which steps it is looked what would be left if the power went.
@@ -59,6 +61,30 @@ pub enum End {
     Close,
     /// After so many polls of tasks, or when all is done.
     Crash(u64),
+}
+
+/// What is done alone at the end of a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tail {
+    Nothing,
+    /// Something else comes to lie below the image.
+    Rebase(Below),
+    /// What the image has goes into what lies below it, after it was closed.
+    Commit,
+}
+
+impl Tail {
+    fn random(setup: &Setup, random: &mut Random) -> Self {
+        if !setup.rebases() || !random.chance(200) {
+            return Self::Nothing;
+        }
+        match random.below(4) {
+            0 => Self::Rebase(Below::Nothing),
+            1 => Self::Rebase(Below::Other),
+            2 if setup.backing_len > 0 => Self::Rebase(Below::Backing),
+            _ => Self::Commit,
+        }
+    }
 }
 
 /// Nothing that fails.
@@ -98,6 +124,18 @@ pub enum What {
     Snapshot(Act, usize),
     /// Other settings: `offset` chooses them.
     Reconfigure,
+    /// Everything is what lies below again.
+    Empty,
+}
+
+impl What {
+    /// Whether it is done to a range of the disk.
+    pub fn has_range(self) -> bool {
+        !matches!(
+            self,
+            Self::Flush | Self::Resize | Self::Snapshot(..) | Self::Reconfigure | Self::Empty
+        )
+    }
 }
 
 impl fmt::Display for Op {
@@ -209,7 +247,19 @@ impl Plan {
             .collect();
         // Each reads the whole disk.
         let looks = Looks::Some(500, (LOOKS_LEN_BYTES_MAX / setup.size_max).clamp(4, 60));
-        Self { seed, setup, how, granule, faults, ops, ends, looks, named: None }
+        // By choices of their own, too.
+        let own = &mut Random::new(seed ^ 0x0074_6169_6c73);
+        if own.chance(100) && setup.data_file != DataFile::ExternalRaw {
+            for _ in 0..1 + own.below(3) {
+                let at = own.index(ops.len());
+                let op = Op { lane: 0, what: What::Empty, polls: None, ..ops[at] };
+                ops.insert(at, op);
+            }
+        }
+        let changes = ops.iter().any(|op| matches!(op.what, What::Snapshot(..)));
+        let tail = |_| if changes { Tail::Nothing } else { Tail::random(&setup, own) };
+        let tails = (0..phases).map(tail).collect();
+        Self { seed, setup, how, granule, faults, ops, ends, tails, looks, named: None }
     }
 
     /// A life of one phase in which nothing fails, and `ops` come one after the other.
@@ -236,6 +286,7 @@ impl Plan {
             faults: no_faults(),
             ops: ops.into_iter().map(op).collect(),
             ends: vec![End::Close],
+            tails: vec![Tail::Nothing],
             looks: Looks::Some(0, 0),
             named: None,
         }

@@ -27,7 +27,7 @@ Chores of the cowshed project.
       Debian disk that it builds) and serves the page on localhost until Ctrl-C.
   cargo xtask test [--no-browser] [--no-fuzz] [--no-engine]
       Sets the machine up and runs every test: the engine and the command, the documentation, the engine in
-      headless Chromium, the page in Chromium, ten seconds of each fuzz target.
+      headless Chromium, the page in Chromium, 2,000 lives of disks, ten seconds of each fuzz target.
   cargo xtask setup
       Only the set-up of the other two.
   cargo xtask pkg
@@ -43,6 +43,8 @@ Chores of the cowshed project.
       Checks the protocols of the cache, its cleaner and the image under N schedules each (4,000 if not given; the image's
       get a tenth), and that mutants of them are found. Then the kernel of the cleaner and the image's gates under every
       schedule there is, or every one with a few preemptions.
+  cargo xtask sim --mutants
+      Switches off each rule of writing in turn: the simulator must notice, within the seeds that its test states.
 ";
 
 fn main() -> ExitCode {
@@ -97,6 +99,10 @@ fn chore(arguments: &[String]) -> Result<()> {
             fuzz::run_for(seconds, target.as_deref())
         }
         Some("sim") => {
+            if rest.flag("--mutants") {
+                rest.end()?;
+                return chores::sim_mutants();
+            }
             let seeds = rest.value("--seeds")?.map(|seeds| seeds.parse()).transpose()?;
             let from = rest.value("--from")?.map(|seed| seed.parse()).transpose()?;
             rest.end()?;
