@@ -97,9 +97,7 @@ impl<S: Storage> ReadAt for StorageBytes<'_, S> {
 
     async fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let len = buf.len() as u64;
-        if offset.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::OutOfBounds { offset, len, size: self.len });
-        }
+        must_lie_within(offset, len, self.len)?;
         let failed = |source| Error::storage("read", offset, len, source);
         let limits = self.storage.limits();
         let alignment = u64::from(limits.request_alignment).max(1);
@@ -116,6 +114,14 @@ impl<S: Storage> ReadAt for StorageBytes<'_, S> {
         let wide = self.storage.read_at(wide, start).await.map_err(failed)?;
         buf.copy_from_slice(&wide[skip..skip + buf.len()]);
         Ok(())
+    }
+}
+
+/// Refuses a range that reaches past the end of `size` bytes.
+fn must_lie_within(offset: u64, len: u64, size: u64) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Error::out_of_bounds(offset, len, size)),
     }
 }
 

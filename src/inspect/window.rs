@@ -1,7 +1,7 @@
 //! A part of a disk, as a disk of its own: a partition.
 
-use super::ReadAt;
-use crate::error::{Error, Result};
+use super::{ReadAt, must_lie_within};
+use crate::error::Result;
 
 /// `len` bytes of `disk` from `start`. What reaches past the disk's end reads as an error, as it does there.
 #[derive(Debug, Clone)]
@@ -31,10 +31,7 @@ impl<R: ReadAt> ReadAt for Window<R> {
     }
 
     async fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = buf.len() as u64;
-        if offset.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::OutOfBounds { offset, len, size: self.len });
-        }
+        must_lie_within(offset, buf.len() as u64, self.len)?;
         // The end of the window is a position on the disk, so that this cannot overflow.
         self.disk.read_at(buf, self.start + offset).await
     }

@@ -12,7 +12,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use crate::error::{Error, Result};
-use crate::inspect::ReadAt;
+use crate::inspect::{ReadAt, must_lie_within};
 
 /// The length of a block, in bytes.
 const BLOCK_BYTES: u64 = 64 << 10;
@@ -79,10 +79,7 @@ impl<R: ReadAt> Blocks<R> {
 
     /// Reads through the cache: for metadata.
     pub(super) async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = buf.len() as u64;
-        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            return Err(Error::OutOfBounds { offset, len, size: self.len() });
-        }
+        must_lie_within(offset, buf.len() as u64, self.len())?;
         loop {
             if self.cached.copy(buf, offset) {
                 self.cached.shrink();

@@ -29,10 +29,7 @@ pub(crate) fn command() -> Command {
 /// Runs it.
 pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Failure> {
     let output = Output::from_matches(NAME, matches)?;
-    let (name, paths, opening) = super::image_and_paths(NAME, matches, session)?;
-    if !paths.is_empty() {
-        return Err(Failure::usage(Some(NAME), "Expecting one image file name"));
-    }
+    let (name, opening) = super::image_alone(NAME, matches, session)?;
     open::block_on(async {
         let image = opening.open(&name).await?;
         let (table, volumes) = super::volumes(&name, &image).await?;

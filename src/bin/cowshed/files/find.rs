@@ -1,6 +1,5 @@
 //! `find`: the paths of files of the disk, by their names.
 
-use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -8,7 +7,7 @@ use clap::{ArgMatches, Command};
 use cowshed::inspect::files::FileKind;
 use glob::{MatchOptions, Pattern};
 
-use super::ls;
+use super::{DEPTH_MAX, ls};
 use crate::cli::Session;
 use crate::escape;
 use crate::failure::Failure;
@@ -18,9 +17,6 @@ use crate::options::{self, Output};
 
 /// The verb's name.
 pub(crate) const NAME: &str = "find";
-
-/// The deepest tree that is walked: an image must not make us walk for ever.
-const DEPTH_MAX: usize = 1024;
 
 /// Its options.
 pub(crate) fn command() -> Command {
@@ -47,12 +43,7 @@ pub(crate) fn command() -> Command {
 /// Runs it.
 pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Failure> {
     let output = Output::from_matches(NAME, matches)?;
-    let (name, paths, opening) = super::image_and_paths(NAME, matches, session)?;
-    let path = match paths.as_slice() {
-        [] => OsString::from("/"),
-        [path] => path.clone(),
-        _ => return Err(Failure::usage(Some(NAME), "Expecting one path")),
-    };
+    let (name, path, opening) = super::image_and_path(NAME, matches, session)?;
     let pattern = options::text(matches, "name")
         .map(Pattern::new)
         .transpose()

@@ -1,6 +1,6 @@
 //! `ls`: what is in a folder of the disk.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -38,12 +38,7 @@ pub(crate) fn command() -> Command {
 /// Runs it.
 pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Failure> {
     let output = Output::from_matches(NAME, matches)?;
-    let (name, paths, opening) = super::image_and_paths(NAME, matches, session)?;
-    let path = match paths.as_slice() {
-        [] => OsString::from("/"),
-        [path] => path.clone(),
-        _ => return Err(Failure::usage(Some(NAME), "Expecting one path")),
-    };
+    let (name, path, opening) = super::image_and_path(NAME, matches, session)?;
     let (long, recursive) = (matches.get_flag("long"), matches.get_flag("recursive"));
     open::block_on(async {
         let image = opening.open(&name).await?;

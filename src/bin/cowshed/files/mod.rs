@@ -25,6 +25,9 @@ use crate::options;
 /// How much of a file is read at a time, in bytes.
 const PIECE_LEN_BYTES: usize = 4 << 20;
 
+/// The deepest tree that is walked: an image must not make us walk for ever.
+const DEPTH_MAX: usize = 1024;
+
 /// The files on a volume of an image.
 pub(crate) type Files<'a> = FileSystem<Window<&'a DiskImage>>;
 
@@ -61,6 +64,33 @@ pub(crate) fn image_and_paths(
     let opening =
         Opening::from_matches(matches, session.persona, "format")?.at_snapshot(matches, "snapshot");
     Ok((image, names.collect(), opening))
+}
+
+/// The image that the one file name names.
+pub(crate) fn image_alone(
+    verb: &'static str,
+    matches: &ArgMatches,
+    session: &Session,
+) -> Result<(OsString, Opening), Failure> {
+    match image_and_paths(verb, matches, session)? {
+        (image, paths, opening) if paths.is_empty() => Ok((image, opening)),
+        _ => Err(Failure::usage(Some(verb), "Expecting one image file name")),
+    }
+}
+
+/// The image that the first file name names, and the path behind it: the root folder if there is none.
+pub(crate) fn image_and_path(
+    verb: &'static str,
+    matches: &ArgMatches,
+    session: &Session,
+) -> Result<(OsString, OsString, Opening), Failure> {
+    let (image, paths, opening) = image_and_paths(verb, matches, session)?;
+    let mut paths = paths.into_iter();
+    match (paths.next(), paths.next()) {
+        (None, _) => Ok((image, OsString::from("/"), opening)),
+        (Some(path), None) => Ok((image, path, opening)),
+        _ => Err(Failure::usage(Some(verb), "Expecting one path")),
+    }
 }
 
 /// A part of a disk that may have a file system.

@@ -1,6 +1,5 @@
 //! `tar`: a folder of the disk as an archive.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt as _;
@@ -9,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Command, value_parser};
 use cowshed::inspect::files::{Entry, FileKind, tar};
 
-use super::PIECE_LEN_BYTES;
+use super::{DEPTH_MAX, PIECE_LEN_BYTES};
 use crate::cli::Session;
 use crate::escape;
 use crate::failure::{Failure, warn};
@@ -18,9 +17,6 @@ use crate::options;
 
 /// The verb's name.
 pub(crate) const NAME: &str = "tar";
-
-/// The deepest tree that is walked: an image must not make us walk for ever.
-const DEPTH_MAX: usize = 1024;
 
 /// Its options.
 pub(crate) fn command() -> Command {
@@ -41,12 +37,7 @@ pub(crate) fn command() -> Command {
 
 /// Runs it.
 pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Failure> {
-    let (name, paths, opening) = super::image_and_paths(NAME, matches, session)?;
-    let path = match paths.as_slice() {
-        [] => OsString::from("/"),
-        [path] => path.clone(),
-        _ => return Err(Failure::usage(Some(NAME), "Expecting one path")),
-    };
+    let (name, path, opening) = super::image_and_path(NAME, matches, session)?;
     let out = matches.get_one::<PathBuf>("out");
     open::block_on(async {
         let image = opening.open(&name).await?;
