@@ -1,28 +1,12 @@
 // The engine in this thread.
 
 import load, { judgeImage, openImage } from "./engine/cowshed.js";
-import { wasm } from "#platform";
 import { asError } from "./error.js";
+import { loaderOf } from "./module.js";
 import { describedSource, gateOf } from "./source.js";
 
-let ready = null;
-
-/**
- * Loads the engine; `Image.open` does it by itself. `module` is the address, the response, the bytes or the compiled module of
- * `cowshed_bg.wasm`, for whom the default does not find it.
- */
-export function init(module) {
-  ready ??= start(module).catch((error) => {
-    ready = null;
-    throw asError(error);
-  });
-  return ready;
-}
-
-async function start(module) {
-  const given = module ?? (await wasm());
-  await (given === undefined ? load() : load({ module_or_path: given }));
-}
+/** Loads the engine; `Image.open` does it by itself. */
+export const init = loaderOf(load, "cowshed");
 
 /** Opens an image: a backend and what is known of the image without asking it. */
 export async function openLocal(source, options) {

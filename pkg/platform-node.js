@@ -4,8 +4,8 @@ import { open, readFile } from "node:fs/promises";
 import { parentPort } from "node:worker_threads";
 
 /** Node's fetch does not read file: addresses. */
-export function wasm() {
-  return readFile(new URL("./engine/cowshed_bg.wasm", import.meta.url));
+export function wasm(name) {
+  return readFile(new URL(`./engine/${name}_bg.wasm`, import.meta.url));
 }
 
 /** A file as a reader; `close` it when done. */

@@ -24,7 +24,7 @@ pub mod sim;
 pub mod storage;
 mod sync;
 pub mod timer;
-#[cfg(all(target_family = "wasm", feature = "browser"))]
+#[cfg(all(target_family = "wasm", feature = "web"))]
 pub mod wasm;
 pub mod workers;
 

@@ -132,7 +132,7 @@ fn iso(dir: &Path, name: &str, options: &[&str]) -> Disk {
 /// Opens a disk in memory and runs `check` with its files.
 fn with_files<T>(
     disk: Disk,
-    check: impl AsyncFnOnce(&FileSystem<&StorageBytes<'_, MemoryStorage>>) -> T,
+    check: impl AsyncFnOnce(&FileSystem<&StorageBytes<&MemoryStorage>>) -> T,
 ) -> T {
     let storage = MemoryStorage::new(disk);
     block_on(async {

@@ -6,11 +6,16 @@
 pub mod files;
 pub mod partitions;
 mod verdict;
+#[cfg(feature = "files")]
+mod volumes;
 mod window;
 
 use std::future::Future;
+use std::ops::Deref;
 
 pub use verdict::{Conclusion, Severity, Verdict, VerdictFinding, VerdictOptions, verdict};
+#[cfg(feature = "files")]
+pub use volumes::{Volume, volumes};
 pub use window::Window;
 
 use crate::error::{Error, Result};
@@ -72,25 +77,25 @@ impl<S: Storage> ReadAt for HostBytes<'_, S> {
     }
 }
 
-/// The bytes of a storage: an image file that need not be one that can be opened.
-#[derive(Debug)]
-pub struct StorageBytes<'a, S> {
-    storage: &'a S,
+/// The bytes of a storage, behind any pointer to one: an image file that need not be one that can be opened, or a disk.
+#[derive(Debug, Clone)]
+pub struct StorageBytes<P> {
+    storage: P,
     len: u64,
 }
 
-impl<'a, S: Storage> StorageBytes<'a, S> {
+impl<P: Deref<Target: Storage>> StorageBytes<P> {
     /// Asks the storage for its length.
     ///
     /// # Errors
     /// [`Error::Storage`].
-    pub async fn new(storage: &'a S) -> Result<Self> {
+    pub async fn new(storage: P) -> Result<Self> {
         let len = storage.len().await.map_err(|source| Error::storage("length", 0, 0, source))?;
         Ok(Self { storage, len })
     }
 }
 
-impl<S: Storage> ReadAt for StorageBytes<'_, S> {
+impl<P: Deref<Target: Storage>> ReadAt for StorageBytes<P> {
     fn len(&self) -> u64 {
         self.len
     }

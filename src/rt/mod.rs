@@ -6,11 +6,11 @@
 
 #[cfg(all(unix, feature = "file"))]
 mod at_once;
-#[cfg(all(target_family = "wasm", feature = "browser"))]
+#[cfg(all(target_family = "wasm", feature = "web"))]
 mod blob;
 #[cfg(not(target_family = "wasm"))]
 mod block_on;
-#[cfg(all(target_family = "wasm", feature = "browser"))]
+#[cfg(all(target_family = "wasm", feature = "web"))]
 mod browser;
 #[cfg(all(target_os = "linux", feature = "uring"))]
 mod completion;
@@ -36,18 +36,18 @@ mod smol;
 mod tokio;
 #[cfg(all(target_os = "linux", feature = "uring"))]
 mod uring;
-#[cfg(any(test, all(target_family = "wasm", feature = "browser")))]
+#[cfg(any(test, all(target_family = "wasm", feature = "web")))]
 mod window;
 #[cfg(not(target_family = "wasm"))]
 mod workers;
 
-#[cfg(all(target_family = "wasm", feature = "browser"))]
+#[cfg(all(target_family = "wasm", feature = "web"))]
 pub(crate) use blob::Thrown;
-#[cfg(all(target_family = "wasm", feature = "browser"))]
+#[cfg(all(target_family = "wasm", feature = "web"))]
 pub use blob::{BlobStatistics, BlobStorage, Reader, Uint8ArrayStorage};
 #[cfg(not(target_family = "wasm"))]
 pub use block_on::block_on;
-#[cfg(all(target_family = "wasm", feature = "browser"))]
+#[cfg(all(target_family = "wasm", feature = "web"))]
 pub use browser::{BrowserExecutor, JsTimer, SLICE_MS};
 #[cfg(all(unix, feature = "file"))]
 pub use disk::{DiskStorage, open_storage};

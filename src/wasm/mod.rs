@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `disk` | `openDisk` and the class `Disk`, in a module of its own: the feature `browser-disk` |
 //! | `open` | `openImage` and `judgeImage`: sources, options, and the gate that asks the page |
 //! | `image` | the class `Image` |
 //! | `describe` | header, features, extensions, snapshots, layers and info as plain objects |
@@ -10,17 +11,27 @@
 //! | `value` | building plain objects |
 //! | `types.d.ts` | the types of all this, by hand |
 //!
-//! Offsets and sizes are `bigint`, counts and lengths that fit a `Uint8Array` are `number`. Everything asynchronous runs on one
+//! The package is two modules, so that who only opens images does not load file systems. Offsets and sizes are `bigint`, counts and lengths that fit a `Uint8Array` are `number`. Everything asynchronous runs on one
 //! [`BrowserExecutor`], so that it gives way to the page.
 
+#[cfg(feature = "browser")]
 mod describe;
+#[cfg(feature = "browser-disk")]
+mod disk;
 mod error;
+#[cfg(feature = "browser")]
 mod image;
+#[cfg(feature = "browser")]
 mod open;
+#[cfg(feature = "browser")]
 mod report;
 mod value;
 
+#[cfg(feature = "browser-disk")]
+pub use disk::{Archive, Disk, Walk, open_disk};
+#[cfg(feature = "browser")]
 pub use image::Image;
+#[cfg(feature = "browser")]
 pub use open::{judge_image, open_image};
 
 use std::future::Future;
@@ -33,6 +44,7 @@ use web_sys::AbortSignal;
 
 use crate::rt::BrowserExecutor;
 
+#[cfg(feature = "browser")]
 #[wasm_bindgen(typescript_custom_section)]
 const TYPES: &str = include_str!("types.d.ts");
 

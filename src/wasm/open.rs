@@ -10,7 +10,7 @@ use wasm_bindgen_futures::JsFuture;
 use web_sys::{Blob, File};
 
 use super::image::{Image, Stores};
-use super::value::{get, object, or_null, text};
+use super::value::{get, object, or_null, size, text};
 use crate::error::{Error, Result};
 use crate::image::{
     self, Answer, Format, Gate, Identity, OpenOptions, Reference, ReferenceKind, SnapshotSelector,
@@ -18,9 +18,6 @@ use crate::image::{
 };
 use crate::rt::{BlobStorage, JsTimer, Uint8ArrayStorage};
 use crate::storage::{Buf, LocalBoxStorage, Storage};
-
-/// The largest size of a source: JavaScript's largest safe integer.
-const SIZE_MAX: u64 = (1 << 53) - 1;
 
 /// Opens an image.
 ///
@@ -205,28 +202,6 @@ fn question(reference: &Reference<'_>) -> JsValue {
 /// A location: the page's own names, so always text.
 pub(super) fn location(path: &Path) -> JsValue {
     JsValue::from_str(&path.to_string_lossy())
-}
-
-/// The size of a source: a whole number that a double holds exactly.
-fn size(value: &JsValue) -> Result<u64> {
-    let number = match u64::try_from(value.clone()) {
-        Ok(size) if size <= SIZE_MAX => return Ok(size),
-        _ => value.as_f64(),
-    };
-    match number {
-        // OK as lossless: whole, and within the range that is checked.
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss
-        )]
-        Some(size) if size.trunc() == size && (0.0..=SIZE_MAX as f64).contains(&size) => {
-            Ok(size as u64)
-        }
-        _ => Err(Error::InvalidArgument(
-            "the size of the source is not a whole number from 0 to 2^53 - 1".to_owned(),
-        )),
-    }
 }
 
 fn format(value: &JsValue) -> Result<Option<Format>> {

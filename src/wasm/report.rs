@@ -32,7 +32,7 @@ pub(super) async fn judge_source<S: Storage>(source: &Source<S>) -> Result<JsVal
 /// The bytes of a file, open or not: one type, so that the verdict is compiled once.
 enum FileBytes<'a, S> {
     Open(HostBytes<'a, S>),
-    Unopened(StorageBytes<'a, S>),
+    Unopened(StorageBytes<&'a S>),
 }
 
 impl<S: Storage> ReadAt for FileBytes<'_, S> {

@@ -1,7 +1,12 @@
-//! Building JavaScript's plain objects.
+//! Building JavaScript's plain objects, and looking into them.
 
 use js_sys::{Array, Object, Reflect};
 use wasm_bindgen::JsValue;
+
+use crate::error::{Error, Result};
+
+/// The largest size of a source: JavaScript's largest safe integer.
+const SIZE_MAX: u64 = (1 << 53) - 1;
 
 /// A plain object of these properties, in this order.
 pub(super) fn object<const N: usize>(properties: [(&str, JsValue); N]) -> JsValue {
@@ -54,4 +59,26 @@ pub(super) fn or_null<T: Into<JsValue>>(value: Option<T>) -> JsValue {
 #[allow(clippy::cast_precision_loss)]
 pub(super) fn number(value: u64) -> JsValue {
     JsValue::from_f64(value as f64)
+}
+
+/// The size of a source: a whole number that a double holds exactly.
+pub(super) fn size(value: &JsValue) -> Result<u64> {
+    let number = match u64::try_from(value.clone()) {
+        Ok(size) if size <= SIZE_MAX => return Ok(size),
+        _ => value.as_f64(),
+    };
+    match number {
+        // OK as lossless: whole, and within the range that is checked.
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
+        Some(size) if size.trunc() == size && (0.0..=SIZE_MAX as f64).contains(&size) => {
+            Ok(size as u64)
+        }
+        _ => Err(Error::InvalidArgument(
+            "the size of the source is not a whole number from 0 to 2^53 - 1".to_owned(),
+        )),
+    }
 }

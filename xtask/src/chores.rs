@@ -128,24 +128,31 @@ impl Suites {
     }
 }
 
+/// The modules of the npm package: each one's name and feature.
+const MODULES: [(&str, &str); 2] = [("cowshed", "browser"), ("disk", "browser-disk")];
+
 /// Builds the npm package into `pkg/`.
 pub(crate) fn package() -> Result<()> {
     step("build the npm package", || {
-        run(command(wasm_pack()?).env("PATH", setup::wasm_path()?).args([
-            "build",
-            "--mode",
-            "no-install",
-            "--target",
-            "web",
-            "--no-pack",
-            "--out-dir",
-            "pkg/engine",
-            "--profile",
-            "web",
-            "--no-default-features",
-            "--features",
-            "browser",
-        ]))?;
+        for (name, feature) in MODULES {
+            run(command(wasm_pack()?).env("PATH", setup::wasm_path()?).args([
+                "build",
+                "--mode",
+                "no-install",
+                "--target",
+                "web",
+                "--no-pack",
+                "--out-dir",
+                "pkg/engine",
+                "--out-name",
+                name,
+                "--profile",
+                "web",
+                "--no-default-features",
+                "--features",
+                feature,
+            ]))?;
+        }
         run(command("node").env("PATH", setup::wasm_path()?).arg("xtask/finish-package.mjs"))
     })
 }

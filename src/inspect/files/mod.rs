@@ -6,12 +6,14 @@
 //!
 //! It must not know partitions, images or where the bytes come from.
 
+pub mod archive;
 mod blocks;
 mod ext;
 mod fat;
 mod iso;
 pub mod system;
 pub mod tar;
+pub mod walk;
 
 use blocks::Blocks;
 

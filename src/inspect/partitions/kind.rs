@@ -73,6 +73,12 @@ const GPT_NAMES: &[(&str, &str)] = &[
 ];
 
 impl PartitionKind {
+    /// Whether it only holds other partitions, those of an MBR's chain.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        matches!(self, Self::Mbr(0x05 | 0x0f | 0x85))
+    }
+
     /// What it is for, in words, if it is one of the types that are met.
     #[must_use]
     pub fn name(&self) -> Option<&'static str> {

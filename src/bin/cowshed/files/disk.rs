@@ -3,7 +3,6 @@
 use std::io::Write as _;
 
 use clap::{ArgMatches, Command};
-use cowshed::inspect::ReadAt as _;
 use cowshed::inspect::partitions::Partitions;
 
 use super::Volume;
@@ -35,11 +34,11 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let (table, volumes) = super::volumes(&name, &image).await?;
         match output {
             Output::Json => {
-                writeln!(session.out, "{}", json(image.len(), &table, &volumes).pretty())?;
+                writeln!(session.out, "{}", json(&table, &volumes).pretty())?;
             }
             Output::Human => {
                 writeln!(session.out, "partition table: {}", table.table.name())?;
-                show(image.len(), &volumes, session)?;
+                show(&volumes, session)?;
                 session.out.flush()?;
                 for finding in &table.findings {
                     warn(&escape::terminal(finding.as_bytes()));
@@ -51,10 +50,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
 }
 
 /// Prints the volumes as a table.
-fn show(disk_len: u64, volumes: &[Volume<'_>], session: &mut Session) -> std::io::Result<()> {
+fn show(volumes: &[Volume<'_>], session: &mut Session) -> std::io::Result<()> {
     let mut rows = vec![["#", "START", "SIZE", "FILES", "LABEL", "TYPE"].map(str::to_owned)];
     for volume in volumes {
-        let (start, len) = place(disk_len, volume);
         let label = volume.files.as_ref().map_or(&[][..], |files| files.label());
         let kind = volume.partition.as_ref().map_or_else(
             || "whole disk".to_owned(),
@@ -71,8 +69,8 @@ fn show(disk_len: u64, volumes: &[Volume<'_>], session: &mut Session) -> std::io
         );
         rows.push([
             volume.number().to_string(),
-            size::human(start),
-            size::human(len),
+            size::human(volume.start),
+            size::human(volume.len),
             volume.files.as_ref().map_or("-", |files| files.kind()).to_owned(),
             if label.is_empty() { "-".to_owned() } else { escape::terminal(label) },
             kind,
@@ -94,24 +92,19 @@ fn show(disk_len: u64, volumes: &[Volume<'_>], session: &mut Session) -> std::io
             warn(&format!(
                 "partition {}: {}",
                 volume.number(),
-                escape::terminal(problem.as_bytes())
+                escape::terminal(open::reason(problem).as_bytes())
             ));
         }
     }
     Ok(())
 }
 
-fn place(disk_len: u64, volume: &Volume<'_>) -> (u64, u64) {
-    volume.partition.as_ref().map_or((0, disk_len), |partition| (partition.start, partition.len))
-}
-
-fn json(disk_len: u64, table: &Partitions, volumes: &[Volume<'_>]) -> Json {
+fn json(table: &Partitions, volumes: &[Volume<'_>]) -> Json {
     let volumes = volumes.iter().map(|volume| {
-        let (start, len) = place(disk_len, volume);
         let mut members = vec![
             ("partition", Json::number(volume.number())),
-            ("start", Json::number(start)),
-            ("length", Json::number(len)),
+            ("start", Json::number(volume.start)),
+            ("length", Json::number(volume.len)),
         ];
         if let Some(partition) = &volume.partition {
             members.push(("type", Json::text(partition.kind.to_string())));
@@ -134,7 +127,7 @@ fn json(disk_len: u64, table: &Partitions, volumes: &[Volume<'_>]) -> Json {
             }
         }
         if let Some(problem) = &volume.problem {
-            members.push(("problem", Json::text(problem)));
+            members.push(("problem", Json::text(open::reason(problem))));
         }
         Json::Object(members)
     });

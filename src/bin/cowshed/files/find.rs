@@ -5,9 +5,10 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use clap::{ArgMatches, Command};
 use cowshed::inspect::files::FileKind;
+use cowshed::inspect::files::walk::{Found, Walk};
 use glob::{MatchOptions, Pattern};
 
-use super::{DEPTH_MAX, ls};
+use super::ls;
 use crate::cli::Session;
 use crate::escape;
 use crate::failure::Failure;
@@ -66,8 +67,10 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let top = super::find(&name, &files, &path, true).await?;
         let mut found = Vec::new();
         let mut count = 0u64;
-        let mut rest = vec![(top, path.as_bytes().to_vec(), 0)];
-        while let Some((entry, path, depth)) = rest.pop() {
+        let mut walk = Walk::new(top, path.as_bytes().to_vec());
+        while let Some(step) = walk.next(&files).await {
+            let Found { entry, path, .. } =
+                step.map_err(|unread| super::at(&name, &unread.path, &unread.error))?;
             let is_it = kind.is_none_or(|kind| kind == entry.kind)
                 && pattern.as_ref().is_none_or(|pattern| {
                     pattern.matches_with(&String::from_utf8_lossy(&entry.name), matching)
@@ -78,13 +81,6 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
                     Output::Human => writeln!(session.out, "{}", escape::terminal(&path))?,
                     Output::Json => found.push(ls::json(&entry, &path, None)),
                 }
-            }
-            if entry.kind == FileKind::Folder && depth < DEPTH_MAX {
-                let entries = super::sorted(&name, &files, &entry, &path).await?;
-                rest.extend(entries.into_iter().rev().map(|entry| {
-                    let path = super::join(&path, &entry.name);
-                    (entry, path, depth + 1)
-                }));
             }
         }
         if matches!(output, Output::Json) {

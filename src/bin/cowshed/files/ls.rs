@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 
 use clap::{ArgMatches, Command};
-use cowshed::inspect::files::{Entry, FileKind};
+use cowshed::inspect::files::{Entry, FileKind, walk};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -58,7 +58,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
                     is_first = false;
                 }
                 for entry in &entries {
-                    listing.show(session, output, entry, &super::join(&path, &entry.name)).await?;
+                    listing.show(session, output, entry, &walk::join(&path, &entry.name)).await?;
                 }
                 if recursive {
                     folders.extend(
@@ -67,7 +67,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
                             .rev()
                             .filter(|entry| entry.kind == FileKind::Folder)
                             .map(|entry| {
-                                let path = super::join(&path, &entry.name);
+                                let path = walk::join(&path, &entry.name);
                                 (entry, path)
                             }),
                     );

@@ -13,8 +13,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use clap::{Arg, ArgMatches};
 use cowshed::Error;
 use cowshed::inspect::files::{Entry, FileSystem, system};
-use cowshed::inspect::partitions::{Partition, PartitionKind, Partitions, partitions};
-use cowshed::inspect::{ReadAt as _, Window};
+use cowshed::inspect::partitions::Partitions;
+use cowshed::inspect::{self, Window};
 
 use crate::cli::Session;
 use crate::escape;
@@ -24,9 +24,6 @@ use crate::options;
 
 /// How much of a file is read at a time, in bytes.
 const PIECE_LEN_BYTES: usize = 4 << 20;
-
-/// The deepest tree that is walked: an image must not make us walk for ever.
-const DEPTH_MAX: usize = 1024;
 
 /// The files on a volume of an image.
 pub(crate) type Files<'a> = FileSystem<Window<&'a DiskImage>>;
@@ -93,55 +90,15 @@ pub(crate) fn image_and_path(
     }
 }
 
-/// A part of a disk that may have a file system.
-pub(crate) struct Volume<'a> {
-    /// Its partition; without one it is the disk as a whole.
-    pub(crate) partition: Option<Partition>,
-    /// Its files, if it has a file system that is known and whole.
-    pub(crate) files: Option<Files<'a>>,
-    /// Why they cannot be read, if it has one that is known.
-    pub(crate) problem: Option<String>,
-}
+/// A volume of an image.
+pub(crate) type Volume<'a> = inspect::Volume<&'a DiskImage>;
 
-impl Volume<'_> {
-    /// The number that chooses it.
-    pub(crate) fn number(&self) -> u32 {
-        self.partition.as_ref().map_or(0, |partition| partition.number)
-    }
-}
-
-/// Finds the volumes of a disk: itself if it has a file system or nothing else, then its partitions.
+/// Finds the volumes of a disk, or fails in words.
 pub(crate) async fn volumes<'a>(
     name: &OsStr,
     image: &'a DiskImage,
 ) -> Result<(Partitions, Vec<Volume<'a>>), Failure> {
-    let table = partitions(image).await.map_err(|error| failed(name, &error))?;
-    let mut volumes = Vec::new();
-    let whole = volume(name, Window::new(image, 0, image.len()), None).await?;
-    if whole.files.is_some() || whole.problem.is_some() || table.partitions.is_empty() {
-        volumes.push(whole);
-    }
-    for partition in &table.partitions {
-        if matches!(partition.kind, PartitionKind::Mbr(0x05 | 0x0f | 0x85)) {
-            continue;
-        }
-        let window = Window::new(image, partition.start, partition.len);
-        volumes.push(volume(name, window, Some(partition.clone())).await?);
-    }
-    Ok((table, volumes))
-}
-
-async fn volume<'a>(
-    name: &OsStr,
-    window: Window<&'a DiskImage>,
-    partition: Option<Partition>,
-) -> Result<Volume<'a>, Failure> {
-    let (files, problem) = match FileSystem::open(window).await {
-        Ok(files) => (files, None),
-        Err(error @ Error::Storage { .. }) => return Err(failed(name, &error)),
-        Err(error) => (None, Some(open::reason(&error))),
-    };
-    Ok(Volume { partition, files, problem })
+    inspect::volumes(image).await.map_err(|error| failed(name, &error))
 }
 
 /// Chooses the volume that `--partition` says, or else the disk as a whole if it has a file system, the one with an
@@ -158,9 +115,10 @@ pub(crate) async fn choose<'a>(
             .into_iter()
             .find(|volume| u64::from(volume.number()) == wanted)
             .ok_or_else(|| Failure::image(name, "", format!("there is no partition {wanted}")))?;
-        let problem = volume
-            .problem
-            .unwrap_or_else(|| format!("partition {wanted} has no file system that is known"));
+        let problem = volume.problem.as_ref().map_or_else(
+            || format!("partition {wanted} has no file system that is known"),
+            open::reason,
+        );
         return volume.files.ok_or_else(|| Failure::image(name, "", problem));
     }
     let (known, unknown): (Vec<_>, Vec<_>) =
@@ -169,9 +127,11 @@ pub(crate) async fn choose<'a>(
         known.into_iter().filter_map(|volume| Some((volume.number(), volume.files?))).collect();
     let chosen = match mounted.as_slice() {
         [] => {
-            let problem = unknown.into_iter().find_map(|volume| volume.problem);
-            let reason =
-                problem.unwrap_or_else(|| "no file system that is known on the disk".to_owned());
+            let problem = unknown.iter().find_map(|volume| volume.problem.as_ref());
+            let reason = problem.map_or_else(
+                || "no file system that is known on the disk".to_owned(),
+                open::reason,
+            );
             return Err(Failure::image(name, "", reason));
         }
         [(0, _), ..] | [_] => 0,
@@ -221,16 +181,6 @@ pub(crate) async fn sorted(
     let mut entries = files.read_dir(folder).await.map_err(|error| at(name, path, &error))?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
-}
-
-/// A path and a name behind it.
-pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut joined = path.to_vec();
-    if !joined.is_empty() && !joined.ends_with(b"/") {
-        joined.push(b'/');
-    }
-    joined.extend_from_slice(name);
-    joined
 }
 
 /// The failure of a path within an image.
