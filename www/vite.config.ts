@@ -58,7 +58,12 @@ function keep(folder: string): void {
 export default defineConfig({
   root: here,
   base: "./",
-  resolve: { alias: { cowshed: resolve(here, "../pkg/index.js") } },
+  resolve: {
+    alias: [
+      { find: /^cowshed$/, replacement: resolve(here, "../pkg/index.js") },
+      { find: /^cowshed\/(.*)$/, replacement: `${resolve(here, "../pkg")}/$1.js` },
+    ],
+  },
   server: { fs: { allow: [resolve(here, "..")] } },
   worker: { format: "es" },
   build: {

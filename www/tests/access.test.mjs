@@ -2,10 +2,11 @@
 
 import { AxeBuilder } from "@axe-core/playwright";
 import assert from "node:assert/strict";
-import { truncateSync, copyFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, truncateSync } from "node:fs";
 import { drop, go, openImage, scanned } from "./browser.mjs";
 import { fixture } from "./fixture.mjs";
 import { layered, qcow2, qemuImg } from "./images.mjs";
+import { disk, ext4, tree } from "./disks.mjs";
 
 const { files, page } = fixture();
 const { base, top } = layered(files.at);
@@ -15,6 +16,14 @@ qcow2(files.at(`${long}.qcow2`), "1G", { commands: ["write -P 1 0 1M", "write -z
 qcow2(files.at("small.qcow2"), "1M", { commands: ["write -P 1 0 64k"] });
 copyFileSync(base, files.at("cut.qcow2"));
 truncateSync(files.at("cut.qcow2"), 300);
+
+mkdirSync(files.at("tree"));
+tree(files.at("tree"));
+const root = ext4(files.at("root.img"), files.at("tree"), "a long label now");
+const { file: server } = disk(files.at("server.qcow2"), "gpt", [
+  { file: null, type: "S", name: "a name that takes all the room it" },
+  { file: root, type: "L", name: "root" },
+]);
 
 const STATES = {
   empty: async () => undefined,
@@ -54,6 +63,19 @@ const STATES = {
     await openImage(page, files.at(`${long}.qcow2`));
     await page.evaluate(() => (location.hash = "#clusters/host/0x50000"));
     await page.locator("cow-clusters #owners").waitFor();
+  },
+  files: async (page) => {
+    await openImage(page, server);
+    await page.evaluate(() => (location.hash = "#disk/2/home/hostile"));
+    await page.locator("cow-files tbody").waitFor();
+    await page.getByPlaceholder("A part of a name").fill("a");
+    await page.getByRole("button", { name: "Find" }).click();
+    await page.getByRole("button", { name: "Close" }).waitFor();
+  },
+  file: async (page) => {
+    await openImage(page, server);
+    await page.evaluate(() => (location.hash = "#disk/2/etc/fstab"));
+    await page.locator("cow-file pre").waitFor();
   },
   check: async (page) => {
     await openImage(page, files.at(`${long}.qcow2`));

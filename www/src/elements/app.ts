@@ -2,6 +2,7 @@
 
 import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Space } from "../engine/protocol.js";
+import { diskPlaceOf, type DiskPlace } from "../model/path.js";
 import { offsetText, parseOffset, sizeText } from "../model/size.js";
 import { counted } from "../model/text.js";
 import { iconUrl } from "../style/icon.js";
@@ -11,6 +12,7 @@ import { droppedFiles, nameOf, pickFile } from "./parts.js";
 import "./ask.js";
 import "./check.js";
 import "./clusters.js";
+import "./disk.js";
 import "./export.js";
 import "./failed.js";
 import "./hex.js";
@@ -19,10 +21,11 @@ import "./overview.js";
 import "./structure.js";
 import "./welcome.js";
 
-const VIEWS = ["overview", "map", "clusters", "hex", "structure", "check", "export"] as const;
+const VIEWS = ["overview", "disk", "map", "clusters", "hex", "structure", "check", "export"] as const;
 type View = (typeof VIEWS)[number];
 const VIEW_NAMES: Record<View, string> = {
   overview: "Overview",
+  disk: "Files",
   map: "Map",
   clusters: "Clusters",
   hex: "Bytes",
@@ -31,7 +34,7 @@ const VIEW_NAMES: Record<View, string> = {
   export: "Export",
 };
 /** Views that show a place: their address names it. */
-const PLACED: readonly View[] = ["clusters", "hex"];
+const PLACED: readonly View[] = ["disk", "clusters", "hex"];
 const TITLE = "cowshed: what is in this disk image?";
 
 /** What the address names. */
@@ -39,9 +42,11 @@ interface Place {
   view: View;
   space: Space;
   offset: bigint;
+  /** Null until the person has chosen one. */
+  disk: DiskPlace | null;
 }
 
-const START: Place = { view: "overview", space: "guest", offset: 0n };
+const START: Place = { view: "overview", space: "guest", offset: 0n, disk: null };
 
 export class CowApp extends LitElement {
   static override properties = {
@@ -396,6 +401,8 @@ export class CowApp extends LitElement {
           @choose=${(event: CustomEvent<string | null>) => this.#desk.choose(event.detail)}
           @supply=${() => this.#desk.askAgain()}
         ></cow-overview>`;
+      case "disk":
+        return html`<cow-disk .engine=${engine} .facts=${session.facts} .place=${this.place.disk}></cow-disk>`;
       case "map":
         return html`<cow-map
           .engine=${engine}
@@ -434,13 +441,15 @@ export class CowApp extends LitElement {
     if (!place) return;
     // "#hex" alone goes back to where the bytes were left.
     const bare = !PLACED.includes(place.view) || !location.hash.includes("/");
-    this.place = bare ? { ...this.place, view: place.view } : place;
+    if (bare) this.place = { ...this.place, view: place.view };
+    else if (place.view === "disk") this.place = { ...this.place, view: "disk", disk: place.disk };
+    else this.place = { ...place, disk: this.place.disk };
   };
 
   /** The cursor among the bytes has come to rest: the address follows, so that it can be kept. */
   #onPlace = (event: CustomEvent<{ space: Space; offset: bigint }>): void => {
     const { space, offset } = event.detail;
-    this.place = { view: "hex", space, offset };
+    this.place = { ...this.place, view: "hex", space, offset };
     history.replaceState(null, "", `${location.pathname}${location.search}#hex/${space}/${offsetText(offset)}`);
   };
 
@@ -503,14 +512,15 @@ export class CowApp extends LitElement {
 
 const LOGO = html`<img src=${iconUrl} width="26" height="26" alt="" />`;
 
-/** The place that an address names: `#map`, `#hex/guest/0x10000`. */
+/** The place that an address names: `#map`, `#hex/guest/0x10000`, `#disk/2/etc/fstab`. */
 function placeOf(hash: string): Place | null {
   const [view, space, offset] = hash.replace(/^#/, "").split("/");
   if (!VIEWS.includes(view as View)) return null;
   return {
     view: view as View,
     space: space === "host" ? "host" : "guest",
-    offset: parseOffset(offset ?? "") ?? 0n,
+    offset: view === "disk" ? 0n : (parseOffset(offset ?? "") ?? 0n),
+    disk: diskPlaceOf(hash),
   };
 }
 

@@ -8,6 +8,7 @@ import { shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
 import type { Session } from "./desk.js";
 import { when } from "./parts.js";
+import { isDismissed, saveAs } from "./saving.js";
 import "./progress.js";
 
 type Job =
@@ -15,9 +16,6 @@ type Job =
   | { at: "running"; progress: Progress }
   | { at: "done"; text: string }
   | { at: "failed"; error: Error };
-
-/** The browser's dialogue for saving, where it has one. */
-type SavePicker = (options: object) => Promise<FileSystemFileHandle>;
 
 const IDLE: Job = { at: "idle" };
 
@@ -130,12 +128,8 @@ export class CowExport extends LitElement {
   #save = (): void => {
     void this.#run("copy", async (signal, onProgress) => {
       const name = `${this.session.file.name.replace(/\.(qcow2?|img|raw)$/i, "") || "disk"}.raw`;
-      const picker = (window as unknown as { showSaveFilePicker?: SavePicker }).showSaveFilePicker;
-      const to = picker ? await picker.call(window, { suggestedName: name }) : null;
       const { image } = this.session.facts;
-      const file = await this.engine.call("export", { image, to }, { signal, onProgress });
-      if (file) download(file, name);
-      return to ? `Saved as ${shown(to.name)}` : `Saved as ${shown(name)}, where your browser puts downloads`;
+      return saveAs(name, (to) => this.engine.call("export", { image, to }, { signal, onProgress }));
     });
   };
 
@@ -159,21 +153,10 @@ export class CowExport extends LitElement {
       show({ at: "running", progress: { done: 0, total: 0 } });
       show({ at: "done", text: await pending });
     } catch (error) {
-      // The person closed the browser's dialogue.
-      if (error instanceof DOMException && error.name === "AbortError") show(IDLE);
+      if (isDismissed(error)) show(IDLE);
       else show({ at: "failed", error: error instanceof Error ? error : new Error(String(error)) });
     }
   }
-}
-
-/** Hands a file of the browser's own storage over as a download. */
-function download(file: File, name: string): void {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(file);
-  link.download = name;
-  link.click();
-  // The download has its own hold on the file.
-  window.setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 customElements.define("cow-export", CowExport);

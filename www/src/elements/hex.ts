@@ -8,6 +8,7 @@ import { PAGE_LENGTH, Pages, type Page } from "../model/pages.js";
 import { RowScroll } from "../model/scroll.js";
 import { offsetText, parseOffset } from "../model/size.js";
 import { asciiOf, shown } from "../model/text.js";
+import { choice } from "../style/choice.js";
 import { shared } from "../style/shared.js";
 import { hexAt, hexParts, mark, waiting } from "./row.js";
 import "./cursor.js";
@@ -66,6 +67,7 @@ export class CowHex extends LitElement {
 
   static override styles = [
     shared,
+    choice,
     css`
       .tools {
         display: flex;
@@ -73,38 +75,6 @@ export class CowHex extends LitElement {
         gap: 10px 18px;
         align-items: center;
         margin-bottom: 14px;
-      }
-      fieldset {
-        display: flex;
-        margin: 0;
-        padding: 3px;
-        border: 0;
-        border-radius: 10px;
-        background: var(--sunken);
-        box-shadow: inset 0 0 0 1px var(--line);
-      }
-      fieldset label {
-        position: relative;
-        padding: 5px 14px;
-        border-radius: 7px;
-        font-weight: 500;
-        color: var(--muted);
-        cursor: pointer;
-      }
-      fieldset input {
-        position: absolute;
-        inset: 0;
-        opacity: 0;
-        margin: 0;
-        cursor: pointer;
-      }
-      fieldset label:has(:checked) {
-        background: var(--panel);
-        color: var(--ink);
-        box-shadow: 0 1px 3px rgb(0 0 0 / 16%);
-      }
-      fieldset label:has(:focus-visible) {
-        outline: 2.5px solid var(--accent);
       }
       form {
         display: flex;

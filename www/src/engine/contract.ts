@@ -18,6 +18,8 @@ export type {
   VerdictFinding as Finding,
 } from "cowshed";
 
+export type { Entry, Fault, FileKind, FileSystemFacts, OperatingSystem, Partition } from "cowshed/disk";
+
 /** A file of the person's, or the address of one on a server. */
 export type Bytes = Blob | string;
 

@@ -3,6 +3,7 @@
 import type { Image } from "cowshed";
 import { Sha256 } from "../model/sha256.js";
 import type { Progress } from "./protocol.js";
+import { intoSink } from "./sink.js";
 
 /** What is read and written at a time: as long as the longest slice that the engine fetches. Bytes. */
 const PIECE_LENGTH = 4n << 20n;
@@ -20,14 +21,6 @@ interface Piece {
   bytes: Uint8Array<ArrayBuffer> | null;
 }
 
-/** Where a copy goes. */
-interface Sink {
-  write(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void>;
-  /** Makes the file so long, whatever was written. */
-  end(length: number): Promise<File | null>;
-  abort(): Promise<void>;
-}
-
 /** Writes the disk to `to`, or to the browser's own storage, and gives the file back in that case. */
 export async function exportDisk(
   image: Image,
@@ -35,17 +28,13 @@ export async function exportDisk(
   signal: AbortSignal,
   tell: Tell,
 ): Promise<File | null> {
-  const sink = to ? await fileSink(to) : await keptSink();
-  try {
+  return intoSink(to, KEPT_NAME, async (sink) => {
     for await (const { offset, length, bytes } of pieces(image, signal)) {
       if (bytes) await sink.write(Number(offset), bytes);
       tell({ done: Number(offset + length), total: Number(image.virtualSize) });
     }
-    return await sink.end(Number(image.virtualSize));
-  } catch (error) {
-    await sink.abort();
-    throw error;
-  }
+    return Number(image.virtualSize);
+  });
 }
 
 /** The SHA-256 of the disk, as `sha256sum` of its raw file prints it. */
@@ -99,50 +88,4 @@ async function* runs(image: Image, signal: AbortSignal): AsyncGenerator<{ offset
 
 async function readPiece(image: Image, offset: bigint, length: bigint, isZero: boolean, signal: AbortSignal): Promise<Piece> {
   return { offset, length, bytes: isZero ? null : await image.read(offset, Number(length), { signal }) };
-}
-
-/** A file of the person's. It appears under its name when it is complete. */
-async function fileSink(handle: FileSystemFileHandle): Promise<Sink> {
-  const stream = await handle.createWritable();
-  return {
-    write: (position, data) => stream.write({ type: "write", position, data }),
-    end: async (length) => {
-      await stream.truncate(length);
-      await stream.close();
-      return null;
-    },
-    abort: () => stream.abort(),
-  };
-}
-
-interface SyncHandle {
-  truncate(length: number): void;
-  write(bytes: Uint8Array, options: { at: number }): number;
-  flush(): void;
-  close(): void;
-}
-
-/** A file in the browser's own storage, which the browser then hands over as a download. */
-async function keptSink(): Promise<Sink> {
-  const folder = await navigator.storage.getDirectory();
-  const file = await folder.getFileHandle(KEPT_NAME, { create: true });
-  const handle = await (file as unknown as { createSyncAccessHandle(): Promise<SyncHandle> }).createSyncAccessHandle();
-  handle.truncate(0);
-  return {
-    write: (at, bytes) => {
-      const written = handle.write(bytes, { at });
-      if (written !== bytes.length) throw new Error(`only ${written} of ${bytes.length} bytes could be written: the disk is full`);
-      return Promise.resolve();
-    },
-    end: async (length) => {
-      handle.truncate(length);
-      handle.flush();
-      handle.close();
-      return file.getFile();
-    },
-    abort: async () => {
-      handle.close();
-      await folder.removeEntry(KEPT_NAME);
-    },
-  };
 }

@@ -9,12 +9,18 @@ import type {
   Bytes,
   CheckFinding,
   CheckReport,
+  Entry,
   Extension,
   Extent,
+  Fault,
   Feature,
+  FileKind,
+  FileSystemFacts,
   Format,
   HeaderField,
   Layer,
+  OperatingSystem,
+  Partition,
   Reference,
   Snapshot,
   Verdict,
@@ -60,6 +66,53 @@ export interface Side {
   above: number;
 }
 
+/** A part of the disk that may have a file system. */
+export interface VolumeFacts {
+  /** Its partition's; 0 is the disk as a whole. */
+  number: number;
+  start: bigint;
+  length: bigint;
+  partition: Partition | null;
+  files: FileSystemFacts | null;
+  problem: string | null;
+}
+
+/** What lies on a disk. */
+export interface DiskFacts {
+  table: "none" | "dos" | "gpt";
+  findings: string[];
+  volumes: VolumeFacts[];
+}
+
+/** A file or folder: the volume by its place in the list, and the path there. */
+export interface FilePlace {
+  image: number;
+  volume: number;
+  path: Uint8Array;
+}
+
+/** How far a search is, and what was found since it told last. */
+export interface SearchProgress {
+  looked: number;
+  /** Folders that could not be read. */
+  unread: number;
+  found: { path: Uint8Array; kind: FileKind; size: bigint; modified: number | null }[];
+}
+
+export interface SaveArguments extends FilePlace {
+  /** As a tar archive of what is in the folder. */
+  tree: boolean;
+  to: FileSystemFileHandle | null;
+}
+
+export interface SaveResult {
+  /** What the browser holds of it, if that is where it went. */
+  file: File | null;
+  /** What is not in the archive, or not as it was: the first of them. */
+  faults: Fault[];
+  faultCount: number;
+}
+
 /** Each call with its arguments, its result, and what it reports on the way. */
 export interface Calls {
   open: { arguments: OpenArguments; result: ImageFacts; progress: never };
@@ -97,6 +150,14 @@ export interface Calls {
   };
   /** The SHA-256 of the disk, in hexadecimal. */
   hash: { arguments: { image: number }; result: string; progress: Progress };
+  /** The partitions and file systems on the disk. */
+  disk: { arguments: { image: number }; result: DiskFacts; progress: never };
+  system: { arguments: { image: number; volume: number }; result: OperatingSystem | null; progress: never };
+  entry: { arguments: FilePlace; result: Entry; progress: never };
+  list: { arguments: FilePlace; result: Entry[]; progress: never };
+  file: { arguments: FilePlace & { offset: bigint; length: number }; result: Uint8Array; progress: never };
+  search: { arguments: FilePlace & { name: string }; result: SearchProgress; progress: SearchProgress };
+  save: { arguments: SaveArguments; result: SaveResult; progress: number };
   close: { arguments: { image: number }; result: null; progress: never };
 }
 

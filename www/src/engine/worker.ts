@@ -9,7 +9,9 @@ import { tablesOf, type ReadHost, type Tables } from "../model/tables.js";
 import { follow } from "../model/trail.js";
 import type { Answer, CheckReport, Extent, Reference } from "./contract.js";
 import { exportDisk, hashDisk } from "./copy.js";
-import type { Call, Calls, ImageFacts, Reply, Request, WireError } from "./protocol.js";
+import { factsOf, leaveDisk, save, search, volumeOf } from "./disks.js";
+import type { Volume } from "cowshed/disk";
+import type { Call, Calls, ImageFacts, Reply, Request, SearchProgress, WireError } from "./protocol.js";
 
 /** Reads under way at once: a Blob answers eight about twice as fast as one. */
 const READS_IN_FLIGHT_MAX = 8;
@@ -134,8 +136,36 @@ async function perform(
     }
     case "hash":
       return hashDisk(imageOf((given as Calls["hash"]["arguments"]).image), signal, teller(id));
+    case "disk": {
+      const { image } = given as Calls["disk"]["arguments"];
+      return factsOf(image, imageOf(image));
+    }
+    case "system":
+      return (await volumeIn(given as Calls["system"]["arguments"])).system({ signal });
+    case "entry": {
+      const { path, ...place } = given as Calls["entry"]["arguments"];
+      return (await volumeIn(place)).find(path, { signal });
+    }
+    case "list": {
+      const { path, ...place } = given as Calls["list"]["arguments"];
+      return (await volumeIn(place)).list(path, { signal });
+    }
+    case "file": {
+      const { path, offset, length, ...place } = given as Calls["file"]["arguments"];
+      return (await volumeIn(place)).read(path, offset, length, { signal });
+    }
+    case "search": {
+      const { path, name, ...place } = given as Calls["search"]["arguments"];
+      const tell = (value: SearchProgress): void => scope.postMessage({ type: "progress", id, value });
+      return search(await volumeIn(place), path, name, signal, tell);
+    }
+    case "save": {
+      const saving = given as Calls["save"]["arguments"];
+      return save(await volumeIn(saving), saving, signal, teller<"save">(id));
+    }
     case "close": {
       const { image } = given as Calls["close"]["arguments"];
+      leaveDisk(image);
       const closing = imageOf(image);
       images.delete(image);
       await closing.close();
@@ -304,6 +334,10 @@ async function scan(
   }
   allocation.done = end;
   return allocation;
+}
+
+function volumeIn({ image, volume }: { image: number; volume: number }): Promise<Volume> {
+  return volumeOf(image, imageOf(image), volume);
 }
 
 function imageOf(handle: number): Image {

@@ -10,6 +10,14 @@ export function shown(text: string): string {
   return text.replace(ACTING, (c) => `\\u{${(c.codePointAt(0) ?? 0).toString(16)}}`);
 }
 
+/** Lines of text, each with its acting characters written out; tabs stay. */
+export function linesShown(text: string): string {
+  return text
+    .split(/\r?\n/)
+    .map((line) => line.split("\t").map(shown).join("\t"))
+    .join("\n");
+}
+
 const ASCII_FIRST = 0x20;
 const ASCII_LAST = 0x7e;
 

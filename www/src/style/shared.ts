@@ -111,6 +111,9 @@ export const shared = css`
     border-color: var(--line);
     cursor: default;
   }
+  svg {
+    flex: none;
+  }
   a {
     color: var(--accent);
     text-decoration-color: color-mix(in srgb, currentColor 35%, transparent);

@@ -1,0 +1,233 @@
+// What lies on the disk: its partitions, the operating system, and the files of the volume that is chosen.
+
+import { css, html, LitElement, nothing, type TemplateResult } from "lit";
+import type { Engine } from "../engine/client.js";
+import type { OperatingSystem } from "../engine/contract.js";
+import type { DiskFacts, ImageFacts, VolumeFacts } from "../engine/protocol.js";
+import { diskHash, type DiskPlace } from "../model/path.js";
+import { shown } from "../model/text.js";
+import { shared } from "../style/shared.js";
+import { hexLink, nameOf, sizeOf, when } from "./parts.js";
+import "./files.js";
+
+const ROOT = Uint8Array.of(0x2f);
+const TABLES: Record<DiskFacts["table"], string> = {
+  none: "It has no partition table.",
+  dos: "Its partitions are in a master boot record.",
+  gpt: "Its partitions are in a GUID partition table.",
+};
+
+/** An operating system, and the volume that it is on. */
+interface Found {
+  system: OperatingSystem;
+  volume: VolumeFacts;
+}
+
+export class CowDisk extends LitElement {
+  static override properties = { engine: {}, facts: {}, place: {}, disk: { state: true }, systems: { state: true } };
+  declare engine: Engine;
+  declare facts: ImageFacts;
+  /** What the address names; null is the volume that the person most probably wants. */
+  declare place: DiskPlace | null;
+  declare private disk: DiskFacts | Error | null;
+  declare private systems: Found[];
+
+  #loading: AbortController | null = null;
+
+  constructor() {
+    super();
+    this.place = null;
+    this.disk = null;
+    this.systems = [];
+  }
+
+  static override styles = [
+    shared,
+    css`
+      :host {
+        display: grid;
+        grid-template-columns: minmax(0, 1fr);
+        gap: var(--gap);
+      }
+      .systems {
+        list-style: none;
+        margin-bottom: 16px;
+      }
+      .systems li + li {
+        margin-top: 8px;
+      }
+      .system {
+        font-size: 1.2rem;
+        font-weight: 600;
+        letter-spacing: -0.01em;
+      }
+      .findings {
+        margin-top: 14px;
+        padding-left: 1.2em;
+        color: var(--fair);
+      }
+      tr[aria-current] td {
+        background: var(--accent-soft);
+      }
+      td:first-child,
+      td.right {
+        white-space: nowrap;
+      }
+      td .name {
+        display: flex;
+        min-width: 4em;
+        max-width: 22em;
+      }
+      .bad {
+        color: var(--bad);
+      }
+      .lead {
+        margin-bottom: 14px;
+      }
+    `,
+  ];
+
+  override disconnectedCallback(): void {
+    super.disconnectedCallback();
+    this.#loading?.abort();
+  }
+
+  protected override willUpdate(changed: Map<PropertyKey, unknown>): void {
+    if (changed.has("facts")) void this.#load();
+  }
+
+  async #load(): Promise<void> {
+    this.#loading?.abort();
+    const loading = new AbortController();
+    this.#loading = loading;
+    this.disk = null;
+    this.systems = [];
+    const { image } = this.facts;
+    const { signal } = loading;
+    try {
+      const disk = await this.engine.call("disk", { image }, { signal });
+      this.disk = disk;
+      for (const [index, volume] of disk.volumes.entries()) {
+        if (!volume.files) continue;
+        // What is wrong there is said where its files are.
+        const system = await this.engine.call("system", { image, volume: index }, { signal }).catch(() => null);
+        if (signal.aborted) return;
+        if (system) this.systems = [...this.systems, { system, volume }];
+      }
+    } catch (error) {
+      if (!signal.aborted) this.disk = error instanceof Error ? error : new Error(String(error));
+    }
+  }
+
+  protected override render(): TemplateResult {
+    const { disk } = this;
+    if (disk === null) return html`<section class="card"><p class="muted" role="status">Looking for partitions&hellip;</p></section>`;
+    if (disk instanceof Error) {
+      return html`<section class="card">
+        <h2>The disk could not be looked at</h2>
+        <p class="bad break" role="alert">${shown(disk.message)}</p>
+      </section>`;
+    }
+    const index = this.#chosen(disk);
+    const volume = disk.volumes[index];
+    return html`
+      <section class="card" aria-labelledby="volumes">
+        <h2 id="volumes">On the disk</h2>
+        ${when(this.systems.length > 0, () => html`<ul class="systems">${this.systems.map((found) => this.#system(found))}</ul>`)}
+        <p class="muted lead">${TABLES[disk.table]}</p>
+        ${this.#volumes(disk, index)}
+        ${when(
+          disk.findings.length > 0,
+          () => html`<ul class="findings">${disk.findings.map((finding) => html`<li class="break">${shown(finding)}</li>`)}</ul>`,
+        )}
+      </section>
+      ${volume ? this.#files(volume, index) : nothing}
+    `;
+  }
+
+  /** The volume of the address, or else the one with an operating system, or the first with files. */
+  #chosen(disk: DiskFacts): number {
+    const { place } = this;
+    if (place) return disk.volumes.findIndex(({ number }) => number === place.volume);
+    const best = this.systems[0]?.volume ?? disk.volumes.find(({ files }) => files !== null) ?? disk.volumes[0];
+    return best ? disk.volumes.indexOf(best) : -1;
+  }
+
+  #system({ system, volume }: Found): TemplateResult {
+    const { name, id, hostname, architecture, kernels } = system;
+    const facts = [
+      volume.number === 0 ? "" : `on partition ${volume.number}`,
+      hostname === "" ? "" : `called ${shown(hostname)}`,
+      architecture,
+      kernels.length === 0 ? "" : `kernel ${shown(kernels.join(", "))}`,
+    ].filter((fact) => fact !== "");
+    return html`<li>
+      <p class="system break">${nameOf(name || id, "")}</p>
+      <p class="muted break">${facts.join(", ")}</p>
+    </li>`;
+  }
+
+  #volumes(disk: DiskFacts, chosen: number): TemplateResult {
+    return html`<div class="scroll-x" tabindex="0" role="group" aria-labelledby="volumes">
+      <table>
+        <thead>
+          <tr>
+            <th scope="col">Volume</th>
+            <th scope="col">Files</th>
+            <th scope="col">Label</th>
+            <th scope="col" class="right">Size</th>
+            <th scope="col">Starts at</th>
+            <th scope="col">For</th>
+          </tr>
+        </thead>
+        <tbody>
+          ${disk.volumes.map((volume, index) => this.#volume(volume, index === chosen))}
+        </tbody>
+      </table>
+    </div>`;
+  }
+
+  #volume({ number, start, length, partition, files, problem }: VolumeFacts, isChosen: boolean): TemplateResult {
+    const what = number === 0 ? "Whole disk" : `Partition ${number}`;
+    const purpose = partition ? (partition.typeName ?? partition.type) : "";
+    return html`<tr aria-current=${isChosen ? "true" : nothing}>
+      <td><a href=${diskHash({ volume: number, path: ROOT })}>${what}</a></td>
+      <td>
+        ${files ? files.kind : problem === null ? html`<span class="muted">none known</span>` : html`<span class="tag bad">damaged</span>`}
+      </td>
+      <td><span class="name">${files && files.label !== "" ? nameOf(files.label) : html`<span class="muted">none</span>`}</span></td>
+      <td class="right">${sizeOf(length)}</td>
+      <td>${hexLink("guest", start)}</td>
+      <td>
+        <span class="name">
+          ${purpose}${partition?.bootable ? ", bootable" : ""}
+          ${partition && partition.name !== "" ? html`&nbsp;${nameOf(`\u201c${partition.name}\u201d`)}` : nothing}
+        </span>
+      </td>
+    </tr>`;
+  }
+
+  #files(volume: VolumeFacts, index: number): TemplateResult {
+    if (!volume.files) {
+      return html`<section class="card">
+        <h2>No files to show</h2>
+        ${volume.problem === null
+          ? html`<p class="muted">
+              There is no file system here that is known: ext2, ext3, ext4, FAT or ISO 9660. Its bytes are at
+              ${hexLink("guest", volume.start)}.
+            </p>`
+          : html`<p class="bad break">${shown(volume.problem)}</p>`}
+      </section>`;
+    }
+    const path = this.place?.volume === volume.number ? this.place.path : ROOT;
+    return html`<cow-files
+      .engine=${this.engine}
+      .facts=${this.facts}
+      .volume=${volume}
+      .index=${index}
+      .path=${path}
+    ></cow-files>`;
+  }
+}
+
+customElements.define("cow-disk", CowDisk);
