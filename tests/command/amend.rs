@@ -56,6 +56,8 @@ fn options_are_changed_as_by_qemu_img() {
         std::fs::copy(folder.path("ours.qcow2"), folder.path("theirs.qcow2")).unwrap();
         for options in [
             "refcount_bits=1",
+            "refcount_bits=32,compat=0.10",
+            "lazy_refcounts=on,compat=0.10",
             "refcount_bits=2",
             "refcount_bits=64",
             "refcount_bits=8",
@@ -95,6 +97,24 @@ fn options_are_changed_as_by_qemu_img() {
             assert!(is_kept, "the snapshot after {options}");
         }
     }
+}
+
+#[test]
+fn snapshots_that_do_not_say_their_size_say_it_in_version_3() {
+    let folder = Folder::new();
+    folder.create(&["-o", "compat=0.10"], "ours.qcow2", "1M");
+    folder.qemu_img(&["snapshot", "-c", "s", "ours.qcow2"]);
+    // As QEMU wrote them once: no extra data between the fixed part and the id.
+    let table = usize::try_from(folder.number("ours.qcow2", 64)).unwrap();
+    let old = folder.read("ours.qcow2")[table..].to_vec();
+    let extra_len = usize::from(old[39]);
+    let mut entry = old[..40].to_vec();
+    entry[36..].fill(0);
+    entry.extend(&old[40 + extra_len..]);
+    entry.resize(old.len(), 0);
+    folder.patch("ours.qcow2", table as u64, &entry);
+    std::fs::copy(folder.path("ours.qcow2"), folder.path("theirs.qcow2")).unwrap();
+    both(&folder, "compat=1.1");
 }
 
 #[test]

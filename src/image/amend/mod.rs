@@ -72,11 +72,11 @@ impl<S: Storage> Image<S> {
             self.upgrade().await?;
         }
         if let Some(bits) = options.refcount_bits {
-            self.amend_refcount_bits(bits, &mut progress).await?;
+            self.amend_refcount_bits(bits, new, &mut progress).await?;
         }
         self.amend_data_file(options).await?;
         if let Some(lazy) = options.lazy_refcounts {
-            self.amend_lazy_refcounts(lazy).await?;
+            self.amend_lazy_refcounts(lazy, new).await?;
         }
         if let Some(size) = options.size {
             let options = ResizeOptions { shrink: true, ..ResizeOptions::default() };
@@ -90,6 +90,7 @@ impl<S: Storage> Image<S> {
 
     async fn upgrade(&mut self) -> Result<()> {
         let Some(top) = self.top() else { return Ok(()) };
+        top.complete_table().await?;
         let mut header = (*top.layer.header.get()).clone();
         header.version = Version::V3;
         header.unknown_fields = Header::new(Version::V3, header.geometry()).unknown_fields;
@@ -143,10 +144,11 @@ impl<S: Storage> Image<S> {
         if new == *header { Ok(()) } else { self.replace(new).await }
     }
 
-    async fn amend_lazy_refcounts(&mut self, lazy: bool) -> Result<()> {
+    /// `version` is what the image is to have in the end.
+    async fn amend_lazy_refcounts(&mut self, lazy: bool, version: Version) -> Result<()> {
         let Some(top) = self.top() else { return Ok(()) };
         let header = top.layer.header.get();
-        if lazy && header.version == Version::V2 {
+        if lazy && version == Version::V2 {
             return Err(invalid(
                 "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
             ));
@@ -164,9 +166,11 @@ impl<S: Storage> Image<S> {
         top.barrier().await
     }
 
+    /// `version` is what the image is to have in the end.
     async fn amend_refcount_bits(
         &mut self,
         bits: u32,
+        version: Version,
         progress: &mut impl FnMut(u64, u64),
     ) -> Result<()> {
         let Some(top) = self.top() else { return Ok(()) };
@@ -176,7 +180,7 @@ impl<S: Storage> Image<S> {
                 "Refcount width must be a power of two and may not exceed 64 bits",
             ));
         }
-        if header.version == Version::V2 && bits != REFCOUNT_BITS_V2 {
+        if version == Version::V2 && bits != REFCOUNT_BITS_V2 {
             return Err(invalid(
                 "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
             ));

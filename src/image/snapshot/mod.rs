@@ -327,6 +327,24 @@ impl<'a, S: Storage> Top<'a, S> {
         Ok(())
     }
 
+    /// Writes the snapshot table anew if an entry lacks what entries of version 3 say: the size of the disk.
+    ///
+    /// # Cancel safety
+    /// As [`Self::replace_table`].
+    pub(super) async fn complete_table(&self) -> Result<()> {
+        let old = self.layer.snapshots.get();
+        if old.iter().all(|snapshot| snapshot.disk_size.is_some()) {
+            return Ok(());
+        }
+        let complete = |snapshot: &Snapshot| {
+            let mut extra = snapshot.extra.clone();
+            extra.resize(extra.len().max(Snapshot::EXTRA_LEN), 0);
+            let disk_size = snapshot.disk_size.or(Some(self.layer.virtual_size()));
+            Snapshot { disk_size, extra, ..snapshot.clone() }
+        };
+        self.replace_table(&old.iter().map(complete).collect::<Vec<_>>()).await
+    }
+
     /// Makes new references durable, and then that the copied flags are gone.
     async fn commit_references(&self) -> Result<()> {
         if mutant::is(Mutant::SnapshotBeforeReferences) {
