@@ -26,6 +26,7 @@ mod io;
 mod map;
 mod matrix;
 mod measure;
+mod names;
 mod read;
 mod size;
 mod snapshot;

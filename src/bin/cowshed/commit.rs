@@ -10,7 +10,8 @@ use cowshed::image::WriteOptions;
 
 use crate::cli::Session;
 use crate::failure::Failure;
-use crate::new_image::{backing_path, identity};
+use crate::names::beside;
+use crate::new_image::identity;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -145,7 +146,7 @@ async fn depth_of_base(
     let is_ours = opening.persona() == Persona::Cowshed;
     let named = identity(Path::new(base_name)).filter(|_| is_ours);
     let found = layers.windows(2).position(|pair| {
-        let seen = backing_path(pair[0].as_os_str(), base_name.as_ref());
+        let seen = beside(pair[0].as_os_str(), base_name.as_ref());
         let there = identity(&pair[1]);
         (is_ours && pair[1] == Path::new(base_name))
             || there.is_some() && (there == named || there == identity(Path::new(&seen)))

@@ -10,7 +10,8 @@ use cowshed::image::Format;
 use crate::cli::Session;
 use crate::failure::Failure;
 use crate::format_options::{self, FormatOptions};
-use crate::new_image::{NewImage, backing_path, identity};
+use crate::names::beside;
+use crate::new_image::{NewImage, identity};
 use crate::open::{self, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -186,7 +187,7 @@ async fn look_at_backing(
         return Err(image.failure("Expected backing file name, got empty string"));
     }
     let format = format_options.given("backing_fmt").map(str::to_owned);
-    let path = backing_path(image.name, &backing);
+    let path = beside(image.name, &backing);
     if !look {
         if format.is_none() {
             return Err(image.failure("Backing file specified without backing format"));

@@ -94,6 +94,26 @@ impl Failure {
             .with_hint((persona == Persona::QemuImg).then_some(hint))
     }
 
+    /// The same, of what is called `image` on the command line.
+    #[must_use]
+    pub(crate) fn of(self, image: &OsStr) -> Self {
+        match self.what {
+            What::Image { context, reason, .. } => {
+                Self { what: What::Image { image: image.to_owned(), context, reason }, ..self }
+            }
+            what => Self { what, ..self },
+        }
+    }
+
+    /// What is at fault, without the image and without what was being done.
+    pub(crate) fn reason(self) -> String {
+        match self.what {
+            What::Image { reason, .. } => reason,
+            What::Message(message) | What::Usage { message, .. } => message,
+            What::Output(error) => error.to_string(),
+        }
+    }
+
     /// The same, as what went wrong in `doing`.
     #[must_use]
     pub(crate) fn doing(self, doing: String) -> Self {

@@ -14,12 +14,13 @@ use cowshed::format::{
     Header, Incompatible, LuksHeader, Snapshot, Version,
 };
 use cowshed::image::{Identity, Reference, ReferenceKind, Source};
-use cowshed::rt::DiskStorage;
 
 use crate::cli::Session;
 use crate::escape;
 use crate::failure::{Failure, warn};
 use crate::json::Json;
+use crate::names::protocol_len;
+use crate::node::Node;
 use crate::open::{self, DiskImage, Opening};
 use crate::options::{self, Output};
 use crate::persona::Persona;
@@ -79,7 +80,11 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
 async fn load(name: &OsStr, opening: &Opening, chain: bool) -> Result<Vec<Description>, Failure> {
     let mut layers: Vec<Description> = Vec::new();
     let mut identities: Vec<Identity> = Vec::new();
-    let mut next = Some(opening.source(name).await?);
+    let given = name;
+    let (name, opening) = opening.resolved(name)?;
+    let (name, opening) = (name.as_os_str(), &opening);
+    let first = opening.source(name).await;
+    let mut next = Some(first.map_err(|failure| failure.of(given))?);
     while let Some(source) = next.take() {
         let location = source.location.clone();
         if source.identity.is_some_and(|identity| identities.contains(&identity)) {
@@ -88,7 +93,16 @@ async fn load(name: &OsStr, opening: &Opening, chain: bool) -> Result<Vec<Descri
             return Err(Failure::message(message));
         }
         identities.extend(source.identity);
-        let layer = Description::load(opening, source).await?;
+        let protocol = opening.protocol().filter(|_| layers.is_empty());
+        let loaded = Description::load(opening, source, protocol).await;
+        let is_first = layers.is_empty();
+        let mut layer = match is_first {
+            true => loaded.map_err(|failure| failure.of(given))?,
+            false => loaded?,
+        };
+        if is_first {
+            layer.name = opening.shown(name, layer.format).into();
+        }
         if let (true, Some(backing_file)) = (chain, &layer.backing_file) {
             if layers.len() + 1 >= CHAIN_DEPTH_MAX {
                 return Err(Failure::image(
@@ -114,9 +128,13 @@ async fn load(name: &OsStr, opening: &Opening, chain: bool) -> Result<Vec<Descri
 /// What there is to say of one layer.
 struct Description {
     location: PathBuf,
+    /// What it is called.
+    name: PathBuf,
     format: &'static str,
     virtual_size: u64,
     file: FileDescription,
+    /// Whether it lies in the file, and is not the file itself.
+    has_file: bool,
     header: Option<Arc<Header>>,
     backing_file: Option<Vec<u8>>,
     backing_format: Option<Vec<u8>>,
@@ -126,19 +144,24 @@ struct Description {
 }
 
 impl Description {
-    async fn load(opening: &Opening, source: Source<DiskStorage>) -> Result<Self, Failure> {
+    async fn load(
+        opening: &Opening,
+        source: Source<Node>,
+        protocol: Option<&'static str>,
+    ) -> Result<Self, Failure> {
         let location = source.location.clone();
         let (format, storage) = (source.format.name(), source.storage.clone());
         let failed = |reason: String| Failure::open(location.as_os_str(), reason);
         let image = opening.layer(source).await?;
-        let file = FileDescription::load(&image, &storage)
+        let file = FileDescription::load(&image, &location, &storage)
             .map_err(|error| failed(open::io_reason(&error)))?;
         let header = image.header();
         let backing_file = header.as_ref().and_then(|header| header.backing_file.clone());
         let backing_format =
             header.as_ref().and_then(|header| header.backing_format().map(<[u8]>::to_vec));
         Ok(Self {
-            format,
+            format: protocol.unwrap_or(format),
+            has_file: protocol.is_none(),
             virtual_size: image.virtual_size(),
             file,
             backing_file,
@@ -150,6 +173,7 @@ impl Description {
             },
             luks: image.load_luks_header().await.map_err(|error| failed(open::reason(&error)))?,
             header,
+            name: location.clone(),
             location,
         })
     }
@@ -165,8 +189,7 @@ impl Description {
     /// The backing file's name as seen from here, by the letters, as QEMU joins it.
     fn full_backing_file(&self) -> Option<Vec<u8>> {
         let name = self.backing_file.as_deref()?;
-        let has_protocol = name.iter().find(|byte| matches!(byte, b':' | b'/')) == Some(&b':');
-        if has_protocol || name.starts_with(b"/") {
+        if protocol_len(name).is_some() || name.starts_with(b"/") {
             return Some(name.to_vec());
         }
         let location = self.location.as_os_str().as_bytes();
@@ -177,7 +200,7 @@ impl Description {
     fn human(&self) -> String {
         let mut out = format!(
             "image: {}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
-            escape::path(&self.location),
+            escape::path(&self.name),
             self.format,
             size::human(self.virtual_size),
             self.virtual_size,
@@ -212,39 +235,30 @@ impl Description {
             out.push_str("Format specific information:\n");
             out.push_str(&specific.lines(1));
         }
-        out.push_str(&format!(
-            "Child node '/file':\n    filename: {}\n    protocol type: {}\n    file length: {} ({} bytes)\n    disk size: \
-             {}\n",
-            escape::path(&self.location),
-            self.file.protocol,
-            size::human(self.file.len),
-            self.file.len,
-            size::human(self.file.allocated)
-        ));
+        if self.has_file {
+            out.push_str(&format!(
+                "Child node '/file':\n    filename: {}\n    protocol type: {}\n    file length: {} ({} bytes)\n    \
+                 disk size: {}\n",
+                escape::path(&self.file.name),
+                self.file.protocol,
+                size::human(self.file.len),
+                self.file.len,
+                size::human(self.file.allocated)
+            ));
+        }
         out
     }
 
     fn json(&self) -> Json {
-        let location = || Json::text(self.location.as_os_str().as_bytes());
-        let file = Json::Object(vec![
-            ("children", Json::List(vec![])),
-            ("virtual-size", Json::number(self.file.len)),
-            ("filename", location()),
-            ("format", Json::text(self.file.protocol)),
-            ("actual-size", Json::number(self.file.allocated)),
-            (
-                "format-specific",
-                Json::Object(vec![("type", Json::text("file")), ("data", Json::Object(vec![]))]),
-            ),
-            ("dirty-flag", Json::Bool(false)),
-        ]);
         let mut members = vec![
             ("virtual-size", Json::number(self.virtual_size)),
-            ("filename", location()),
+            ("filename", Json::text(self.name.as_os_str().as_bytes())),
             ("format", Json::text(self.format)),
             ("actual-size", Json::number(self.file.allocated)),
-            ("dirty-flag", Json::Bool(self.is_dirty())),
         ];
+        if self.has_file || self.file.is_file {
+            members.push(("dirty-flag", Json::Bool(self.is_dirty())));
+        }
         if let Some(header) = &self.header {
             members.push(("cluster-size", Json::number(header.geometry().cluster_size())));
         }
@@ -271,8 +285,9 @@ impl Description {
             let specific = vec![("type", Json::text("qcow2")), ("data", specific)];
             members.push(("format-specific", Json::Object(specific)));
         }
-        let child = Json::Object(vec![("name", Json::text("file")), ("info", file)]);
-        members.push(("children", Json::List(vec![child])));
+        let child = || Json::Object(vec![("name", Json::text("file")), ("info", self.file.json())]);
+        let children = if self.has_file { vec![child()] } else { Vec::new() };
+        members.push(("children", Json::List(children)));
         Json::Object(members)
     }
 
@@ -350,8 +365,10 @@ fn has_bitmaps(opening: &Opening, location: &Path, header: Option<&Header>) -> b
     trusted
 }
 
-/// What there is to say of the file itself.
+/// What there is to say of the file itself, or of what there is in its place.
 struct FileDescription {
+    name: PathBuf,
+    is_file: bool,
     /// In bytes, rounded up to sectors, as QEMU sees it.
     len: u64,
     /// The space that it takes, in bytes.
@@ -361,16 +378,42 @@ struct FileDescription {
 }
 
 impl FileDescription {
-    fn load(image: &DiskImage, storage: &DiskStorage) -> std::io::Result<Self> {
-        let metadata = storage.file().metadata()?;
+    fn load(image: &DiskImage, location: &Path, storage: &Node) -> std::io::Result<Self> {
+        let len = image.layers().next().map_or(0, |layer| layer.file_len);
+        let len = len.next_multiple_of(512);
+        let file = match storage {
+            Node::File(storage) => storage.file(),
+            Node::Other(other) => {
+                let (name, protocol) = (other.name.clone().into(), other.driver);
+                return Ok(Self { name, is_file: false, len, allocated: 0, protocol });
+            }
+        };
+        let metadata = file.metadata()?;
         let file_type = metadata.file_type();
         let is_device = file_type.is_block_device() || file_type.is_char_device();
-        let len = image.layers().next().map_or(0, |layer| layer.file_len);
         Ok(Self {
-            len: len.next_multiple_of(512),
+            name: location.to_owned(),
+            is_file: true,
+            len,
             allocated: metadata.blocks() * 512,
             protocol: if is_device { "host_device" } else { "file" },
         })
+    }
+
+    fn json(&self) -> Json {
+        let mut members = vec![
+            ("children", Json::List(vec![])),
+            ("virtual-size", Json::number(self.len)),
+            ("filename", Json::text(self.name.as_os_str().as_bytes())),
+            ("format", Json::text(self.protocol)),
+            ("actual-size", Json::number(self.allocated)),
+        ];
+        if self.is_file {
+            let specific = vec![("type", Json::text("file")), ("data", Json::Object(vec![]))];
+            members.push(("format-specific", Json::Object(specific)));
+            members.push(("dirty-flag", Json::Bool(false)));
+        }
+        Json::Object(members)
     }
 }
 

@@ -121,7 +121,7 @@ fn hash_order<'a>(members: &'a [(&'static str, Json)]) -> Vec<(&'static str, &'a
 }
 
 /// The bucket of a key in QEMU's dictionary: its hash (that of tdb) modulo the 512 buckets.
-fn bucket(key: &str) -> u32 {
+pub(crate) fn bucket(key: &str) -> u32 {
     let len = u32::try_from(key.len()).unwrap_or(u32::MAX);
     let mut value = 0x238F_13AF_u32.wrapping_mul(len);
     let mut shift = 0;
@@ -133,7 +133,7 @@ fn bucket(key: &str) -> u32 {
 }
 
 /// Writes a text as a JSON string in ASCII, as QEMU does: everything else is an escape of UTF-16 units.
-fn write_text(out: &mut String, text: &[u8]) {
+pub(crate) fn write_text(out: &mut String, text: &[u8]) {
     out.push('"');
     let mut units = [0; 2];
     for character in text.utf8_chunks().flat_map(|chunk| {

@@ -1,6 +1,6 @@
 //! Making new images in files: what is opened, locked and emptied, and what goes away again if it fails.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,6 +13,7 @@ use cowshed::storage::{Buf, SendStorage as _};
 
 use crate::failure::Failure;
 use crate::format_options::OptionError;
+use crate::names::{Named, named};
 use crate::open;
 use crate::persona::Persona;
 
@@ -62,11 +63,12 @@ impl NewImage<'_> {
         keep: &[(u64, u64)],
     ) -> Result<(), Failure> {
         options.validate().map_err(|error| self.engine_failure(&error))?;
-        let image = self.open(Path::new(self.name), keep)?;
+        let path = self.path()?;
+        let image = self.open(&path, keep)?;
         let data_file = match &options.data_file {
             Some(name) => {
                 // As it will be looked for when the image is opened.
-                let folder = Path::new(self.name).parent().unwrap_or(Path::new(""));
+                let folder = path.parent().unwrap_or(Path::new(""));
                 let keep = [keep, &[image.storage.identity()]].concat();
                 match self.open(&folder.join(OsStr::from_bytes(name)), &keep) {
                     Ok(data_file) => Some(data_file),
@@ -98,7 +100,7 @@ impl NewImage<'_> {
     ) -> Result<(), Failure> {
         let too_large = || self.failure("The image size is too large for file format 'raw'");
         let size = size.checked_next_multiple_of(SECTOR_LEN_BYTES).ok_or_else(too_large)?;
-        let image = self.open(Path::new(self.name), &[])?;
+        let image = self.open(&self.path()?, &[])?;
         image.grow(size, preallocation).await.map_err(|error| {
             image.remove();
             match error.kind() {
@@ -106,6 +108,15 @@ impl NewImage<'_> {
                 _ => self.failure(open::io_reason(&error)),
             }
         })
+    }
+
+    /// Where it is.
+    fn path(self) -> Result<PathBuf, Failure> {
+        match named(self.name) {
+            Ok(Named::File(file)) => Ok(file.into()),
+            Ok(Named::Options(_)) => Err(self.failure("images are made in files alone")),
+            Err(reason) => Err(self.failure(reason)),
+        }
     }
 
     /// Opens a file to make anew.
@@ -121,7 +132,7 @@ impl NewImage<'_> {
                 _ => open::io_reason(&error),
             };
             let reason = match (self.persona, error.kind()) {
-                (Persona::Cowshed, _) if path == Path::new(self.name) => {
+                (Persona::Cowshed, _) if self.path().is_ok_and(|own| own == path) => {
                     format!("cannot be created: {text}")
                 }
                 (Persona::Cowshed, _) => {
@@ -202,9 +213,4 @@ impl NewFile {
             let _ = std::fs::remove_file(&self.path);
         }
     }
-}
-
-/// Where the backing file `backing` of the image `name` is.
-pub(crate) fn backing_path(name: &OsStr, backing: &OsStr) -> OsString {
-    Path::new(name).parent().unwrap_or(Path::new("")).join(backing).into_os_string()
 }

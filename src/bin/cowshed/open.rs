@@ -12,15 +12,18 @@ use cowshed::Error;
 use cowshed::cache::CacheOptions;
 use cowshed::format::{CryptMethod, HostOffset};
 use cowshed::image::{
-    Extents, Format, Gate as _, Identity, Image, LayerInfo, OpenOptions, Opened, Reference,
-    References, SnapshotSelector, Source, WriteOptions, detect,
+    Extents, Format, Gate as _, Image, LayerInfo, OpenOptions, Opened, Reference, References,
+    SnapshotSelector, Source, WriteOptions, detect,
 };
-use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockError, LockMode, open_storage};
-use cowshed::storage::{Buf, Storage};
+use cowshed::rt::{FileOptions, FolderGate, LockError, LockMode, open_storage};
+use cowshed::storage::{BoxStorage, Buf, Storage};
 use cowshed::workers::Workers;
 
 use crate::failure::{Failure, warn};
-use crate::io::parse_names;
+use crate::given::Given;
+use crate::layout::{self, Layout, Place};
+use crate::names::{self, Named, Names, named};
+use crate::node::{Nested, Node, Null, Other};
 use crate::options;
 use crate::persona::Persona;
 use crate::secret::{Keys, Secrets};
@@ -28,9 +31,9 @@ use crate::size::SIZE_MAX;
 use crate::wording;
 
 /// An image in files.
-pub(crate) type DiskImage = Image<DiskStorage>;
+pub(crate) type DiskImage = Image<Node>;
 /// Its extents.
-pub(crate) type DiskExtents<'a> = Extents<'a, DiskStorage>;
+pub(crate) type DiskExtents<'a> = Extents<'a, Node>;
 
 /// How much of a file is looked at to tell its format, in bytes.
 const PROBE_LEN_BYTES: usize = 512;
@@ -52,11 +55,28 @@ pub(crate) struct Opening {
     volatile: bool,
     allow: Vec<PathBuf>,
     keys: Keys,
-    /// Whether names are options of images.
-    image_opts: bool,
+    /// What names are.
+    naming: Naming,
+    /// What the image lies in, if it is no file.
+    node: Option<Names>,
+    /// What the format is called, if that is not its own name.
+    protocol: Option<&'static str>,
+    /// What is to be found where the image names other files: see [`Layout::named`].
+    named: Names,
     /// The encryption that the options speak of.
     encryption: Option<String>,
     options: OpenOptions,
+}
+
+/// What the name of an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    /// A file name, which may have a protocol in front.
+    Name,
+    /// Options of the image.
+    Options,
+    /// What the options were found to say: a file's, or one that is only shown.
+    Resolved,
 }
 
 impl Opening {
@@ -71,7 +91,10 @@ impl Opening {
             volatile: false,
             allow: Vec::new(),
             keys: Keys::default(),
-            image_opts: false,
+            naming: Naming::Name,
+            node: None,
+            protocol: None,
+            named: Names::new(),
             encryption: None,
             options: OpenOptions::default(),
         }
@@ -85,7 +108,7 @@ impl Opening {
 
     /// Takes names for options of images, or not.
     pub(crate) fn image_opts(mut self, image_opts: bool) -> Self {
-        self.image_opts = image_opts;
+        self.naming = if image_opts { Naming::Options } else { Naming::Name };
         self
     }
 
@@ -148,7 +171,10 @@ impl Opening {
             volatile: false,
             allow: matches.get_many::<PathBuf>("allow").into_iter().flatten().cloned().collect(),
             keys: Keys::new(Secrets::from_matches(matches)?, None),
-            image_opts,
+            naming: if image_opts { Naming::Options } else { Naming::Name },
+            node: None,
+            protocol: None,
+            named: Names::new(),
             encryption: None,
             options,
         })
@@ -169,53 +195,124 @@ impl Opening {
             volatile: false,
             allow,
             keys: Keys::default(),
-            image_opts: false,
+            naming: Naming::Name,
+            node: None,
+            protocol: None,
+            named: Names::new(),
             encryption: None,
             options: OpenOptions::default(),
         }
     }
 
-    /// The file that a name means, and how it is opened: what options of the image say, if names are those.
+    /// What a name means, and how that is opened: the name of a file, or what the image is shown as.
     ///
     /// # Errors
     /// An option is not supported, or there is no file name.
     pub(crate) fn resolved(&self, name: &OsStr) -> Result<(OsString, Self), Failure> {
-        let mut opening = self.clone();
-        if !self.image_opts {
-            return Ok((name.to_owned(), opening));
-        }
         let failed = |reason: String| Failure::open(name, reason);
-        opening.image_opts = false;
-        let (mut names, _) = parse_names(&name.to_string_lossy());
-        opening.keys.take_ids(&mut names);
-        opening.encryption = names.remove("encrypt.format");
-        opening.format = names.remove("driver");
-        names.retain(|name, value| {
-            !(name == "backing.driver" || name == "node-name")
-                && !(name == "file.driver" && (value == "file" || value == "host_device"))
+        let options = match self.naming {
+            Naming::Resolved => return Ok((name.to_owned(), self.clone())),
+            Naming::Options => names::parse(&name.to_string_lossy()).0,
+            Naming::Name => match named(name).map_err(failed)? {
+                Named::Options(options) => options,
+                Named::File(file) => {
+                    return Ok((file, Self { naming: Naming::Resolved, ..self.clone() }));
+                }
+            },
+        };
+        self.clone().by_options(options).map_err(failed)
+    }
+
+    /// As [`Self::resolved`], of an image's options.
+    fn by_options(mut self, mut options: Names) -> Result<(OsString, Self), String> {
+        if self.format.is_some() && !options.contains_key("driver") {
+            options.extend(self.format.take().map(|format| ("driver".to_owned(), format)));
+        }
+        self.keys.take_ids(&mut options);
+        self.encryption = options.remove("encrypt.format");
+        let layout = Layout::take(&mut options, None)?;
+        // They change nothing of what the command shows or does.
+        options.retain(|name, _| {
+            !["node-name", "read-only", "auto-read-only", "discard", "cache.no-flush"]
+                .contains(&name.as_str())
         });
-        let file = names.remove("file.filename").or_else(|| names.remove("filename"));
-        let caches = &mut opening.options.cache;
+        if let Some(direct) = options.remove("cache.direct") {
+            self.direct = direct == "on";
+        }
+        let caches = &mut self.options.cache;
         for (name, size) in [
             ("cache-size", &mut caches.cache_size),
             ("l2-cache-size", &mut caches.l2_cache_size),
             ("l2-cache-entry-size", &mut caches.l2_cache_entry_size),
             ("refcount-cache-size", &mut caches.refcount_cache_size),
         ] {
-            let Some(value) = names.remove(name) else { continue };
+            let Some(value) = options.remove(name) else { continue };
             let parsed = crate::size::parse(&value);
-            *size = Some(parsed.map_err(|_| failed(format!("Parameter '{name}' expects a size")))?);
+            *size = Some(parsed.map_err(|_| format!("Parameter '{name}' expects a size"))?);
         }
-        if let Some((name, value)) = names.iter().next() {
-            return Err(failed(format!("the option {name}={value} is not supported")));
+        if let Some((name, value)) = options.iter().next() {
+            return Err(format!("the option {name}={value} is not supported"));
         }
-        match file {
-            Some(file) => Ok((file.into(), opening)),
-            None if opening.format.is_some() => {
-                Err(failed("A block device must be specified for \"file\"".to_owned()))
-            }
-            None => Err(failed("Must specify either driver or file".to_owned())),
-        }
+        Ok((layout.name(), self.at(layout)))
+    }
+
+    /// For the image that is there.
+    pub(crate) fn at(mut self, layout: Layout) -> Self {
+        self.naming = Naming::Resolved;
+        self.node = match layout.place {
+            Place::File(_) => None,
+            Place::Node(names) => Some(names),
+        };
+        (self.format, self.protocol, self.named) = (layout.format, layout.protocol, layout.named);
+        self
+    }
+
+    /// What QEMU calls an image of this format in the file called `name`: not by that alone if it has a passphrase.
+    pub(crate) fn shown(&self, name: &OsStr, format: &str) -> OsString {
+        let Some(Some(id)) = self.keys.ids.first() else { return name.to_owned() };
+        let file = name.to_string_lossy();
+        let names = [
+            ("driver", format),
+            ("encrypt.key-secret", id),
+            ("file.driver", "file"),
+            ("file.filename", &file),
+        ];
+        layout::name_of(&names.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+    }
+
+    /// What is to be found where the image names other files.
+    pub(crate) fn named(&self) -> &Names {
+        &self.named
+    }
+
+    /// What the format is called, if that is not its own name.
+    pub(crate) fn protocol(&self) -> Option<&'static str> {
+        self.protocol
+    }
+
+    /// Whether the image is written to.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.options.write.is_some()
+    }
+
+    /// For an image that is named where this one names another file.
+    pub(crate) fn for_named(&self, writable: bool) -> Self {
+        let mut opening = self.clone();
+        (opening.format, opening.node, opening.protocol) = (None, None, None);
+        opening.named.clear();
+        opening.exclusive = false;
+        opening.options.write = if writable { self.options.write } else { None };
+        opening
+    }
+
+    /// Opens what an image lies in by the image's options.
+    ///
+    /// # Errors
+    /// [`Failure::open`].
+    pub(crate) async fn source_of(&self, options: Names) -> Result<Source<Node>, Failure> {
+        let failed = |reason: String| Failure::message(reason);
+        let (name, opening) = self.clone().by_options(options).map_err(failed)?;
+        Box::pin(opening.source(&name)).await
     }
 
     /// For the layers from `depth` on, as an image of their own.
@@ -250,7 +347,7 @@ impl Opening {
     pub(crate) async fn check_key(
         &self,
         name: &OsStr,
-        source: &Source<DiskStorage>,
+        source: &Source<Node>,
     ) -> Result<(), Failure> {
         let failed = |reason: String| Failure::open(name, reason);
         let (_, opening) = self.resolved(name)?;
@@ -291,6 +388,24 @@ impl Opening {
             return Ok(());
         }
         Err(format!("Header reported '{found}' encryption format but options specify '{said}'"))
+    }
+
+    /// Asks whether an image has the files of which the options speak.
+    ///
+    /// # Errors
+    /// It has none of that kind.
+    fn uses(&self, image: &DiskImage) -> Result<(), String> {
+        if self.options.references == References::Leave {
+            return Ok(());
+        }
+        let depth = |name: &str| name.matches("backing.").count();
+        let unused = self.named.keys().find(|name| depth(name) >= image.layers().len());
+        match unused {
+            Some(name) => {
+                Err(format!("the option {name} is about a backing file, and there is none"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Opens for writing: for what [`Image`]'s methods that change something need. Backing files are read all the same.
@@ -384,9 +499,9 @@ impl Opening {
     pub(crate) async fn opened(
         &self,
         name: &OsStr,
-        source: Source<DiskStorage>,
+        source: Source<Node>,
         snapshot: Option<SnapshotSelector>,
-    ) -> Result<Result<Opened<DiskStorage>, Error>, Failure> {
+    ) -> Result<Result<Opened<Node>, Error>, Failure> {
         let (file, opening) = self.resolved(name)?;
         let gate = opening.gate(&file)?;
         let options = opening.options_with_key();
@@ -394,7 +509,8 @@ impl Opening {
         options.snapshot = snapshot;
         let opened = Image::open(source, &gate, options).await;
         if let Ok(opened) = &opened {
-            opening.agrees(&opened.image).map_err(|reason| Failure::open(name, reason))?;
+            let agrees = opening.agrees(&opened.image).and_then(|()| opening.uses(&opened.image));
+            agrees.map_err(|reason| Failure::open(name, reason))?;
         }
         Ok(opened)
     }
@@ -403,20 +519,36 @@ impl Opening {
     ///
     /// # Errors
     /// [`Failure::open`].
-    pub(crate) async fn source(&self, name: &OsStr) -> Result<Source<DiskStorage>, Failure> {
-        if self.image_opts {
+    pub(crate) async fn source(&self, name: &OsStr) -> Result<Source<Node>, Failure> {
+        if self.naming != Naming::Resolved {
             let (file, opening) = self.resolved(name)?;
-            return Box::pin(opening.source(&file)).await;
+            let opened = Box::pin(opening.source(&file)).await;
+            return opened.map_err(|failure| failure.of(name));
         }
-        let failed = |error: io::Error| open_failure(name, &error, self.persona);
         if self.force_share && self.options.write.is_some() {
             let reason = "force-share=on can only be used with read-only images";
             return Err(Failure::open(name, reason));
         }
         let format = match self.format.as_deref() {
-            Some("qcow2") => Format::Qcow2,
-            Some("raw") => Format::Raw,
+            Some("qcow2") => Some(Format::Qcow2),
+            Some("raw") => Some(Format::Raw),
             Some(other) => return Err(Failure::open(name, format!("Unknown driver '{other}'"))),
+            None => None,
+        };
+        match self.node.clone() {
+            Some(node) => self.source_in_node(name, node, format).await,
+            None => self.source_in_file(name, format).await,
+        }
+    }
+
+    async fn source_in_file(
+        &self,
+        name: &OsStr,
+        format: Option<Format>,
+    ) -> Result<Source<Node>, Failure> {
+        let failed = |error: io::Error| open_failure(name, &error, self.persona);
+        let format = match format {
+            Some(format) => format,
             None => self.probe(name).await.map_err(failed)?,
         };
         let lock = match format {
@@ -425,19 +557,48 @@ impl Opening {
             _ => LockMode::Exclusive,
         };
         let storage = open_storage(name, &self.file_options(lock)).map_err(failed)?;
-        let (device, inode) = storage.identity();
-        let identity = Some(Identity(device, inode));
-        Ok(Source { storage, format, location: PathBuf::from(name), identity })
+        Ok(Node::File(storage).into_source(format, name))
+    }
+
+    async fn source_in_node(
+        &self,
+        name: &OsStr,
+        mut node: Names,
+        format: Option<Format>,
+    ) -> Result<Source<Node>, Failure> {
+        let failed = |reason: String| Failure::open(name, reason);
+        let shown = layout::name_of(&node);
+        let (driver, storage) = if node.get("driver").is_some_and(|driver| driver == Null::DRIVER) {
+            node.remove("driver");
+            let null = Null::from_names(node).map_err(failed)?;
+            (Null::DRIVER, BoxStorage::new(null))
+        } else {
+            let (file, opening) =
+                self.for_named(self.is_writable()).by_options(node).map_err(failed)?;
+            let opened = Box::pin(opening.source(&file)).await;
+            let source = opened.map_err(|failure| failed(failure.reason()))?;
+            let driver = source.format.name();
+            let opened = Box::pin(opening.opened(&file, source, None)).await;
+            let opened = opened.map_err(|failure| failed(failure.reason()))?;
+            let image = opened.map_err(|error| failed(reason(&error)))?.image;
+            (driver, BoxStorage::new(Nested::new(image)))
+        };
+        let storage = Node::Other(Other { driver, name: shown, storage });
+        let format = match format {
+            Some(format) => format,
+            None => {
+                let read = Storage::read_at(&storage, Buf::zeroed(PROBE_LEN_BYTES), 0).await;
+                detect(&read.map_err(|error| failed(io_reason(&error)))?)
+            }
+        };
+        Ok(storage.into_source(format, name))
     }
 
     /// Opens the backing file that `reference` names.
     ///
     /// # Errors
     /// It is refused, or cannot be opened.
-    pub(crate) async fn backing(
-        &self,
-        reference: &Reference<'_>,
-    ) -> Result<Source<DiskStorage>, Failure> {
+    pub(crate) async fn backing(&self, reference: &Reference<'_>) -> Result<Source<Node>, Failure> {
         let from = reference.from.as_os_str();
         match self.gate(from)?.open(reference).await {
             Ok(cowshed::image::Answer::Open(source)) => Ok(source),
@@ -453,7 +614,7 @@ impl Opening {
     ///
     /// # Errors
     /// [`Failure::open`].
-    pub(crate) async fn layer(&self, source: Source<DiskStorage>) -> Result<DiskImage, Failure> {
+    pub(crate) async fn layer(&self, source: Source<Node>) -> Result<DiskImage, Failure> {
         let name = source.location.clone();
         let gate = cowshed::image::RefuseAll::new();
         let opened = Image::open(source, &gate, self.options.clone()).await;
@@ -466,9 +627,11 @@ impl Opening {
     ///
     /// # Errors
     /// What the system says about the image's folder.
-    pub(crate) fn gate(&self, name: &OsStr) -> Result<FolderGate, Failure> {
+    pub(crate) fn gate(&self, name: &OsStr) -> Result<Given, Failure> {
         let failed = |error: io::Error| open_failure(name, &error, self.persona);
         let mut gate = match self.persona {
+            // What lies in no file has no folder but the current one.
+            Persona::Cowshed if self.node.is_some() => FolderGate::new("./").map_err(failed)?,
             Persona::Cowshed => FolderGate::new(name).map_err(failed)?,
             Persona::QemuImg | Persona::QemuIo => FolderGate::plain_files(),
         };
@@ -484,7 +647,7 @@ impl Opening {
         let lock = if self.force_share { LockMode::ForceShare } else { LockMode::Exclusive };
         let (keys, persona) = (self.keys.clone(), self.persona);
         let gate = gate.keys(move |locked| keys.ask(locked, persona));
-        Ok(gate.options(&self.file_options(lock)))
+        Ok(Given::new(gate.options(&self.file_options(lock)), self.clone()))
     }
 
     fn file_options(&self, lock: LockMode) -> FileOptions {

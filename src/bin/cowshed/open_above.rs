@@ -7,9 +7,10 @@ use std::sync::{Mutex, PoisonError};
 
 use cowshed::crypt::Secret;
 use cowshed::image::{Answer, Gate, Image, Locked, Reference, ReferenceKind};
-use cowshed::rt::{DiskStorage, FolderGate};
 
 use crate::failure::Failure;
+use crate::given::Given;
+use crate::node::Node;
 use crate::open::{self, DiskImage, Opening};
 
 impl Opening {
@@ -50,7 +51,7 @@ impl Opening {
 
 /// Lets in what another gate lets in, down to the layer at `depth`, whose name it keeps.
 struct StopAt {
-    gate: FolderGate,
+    gate: Given,
     depth: usize,
     named: Mutex<Option<Named>>,
 }
@@ -63,9 +64,9 @@ struct Named {
 }
 
 impl Gate for StopAt {
-    type Storage = DiskStorage;
+    type Storage = Node;
 
-    async fn open(&self, reference: &Reference<'_>) -> cowshed::Result<Answer<DiskStorage>> {
+    async fn open(&self, reference: &Reference<'_>) -> cowshed::Result<Answer<Node>> {
         if reference.kind != ReferenceKind::BackingFile || reference.depth != self.depth {
             return self.gate.open(reference).await;
         }

@@ -10,7 +10,8 @@ use cowshed::image::WriteOptions;
 use crate::cli::Session;
 use crate::failure::Failure;
 use crate::format_options;
-use crate::new_image::{backing_path, identity};
+use crate::names::beside;
+use crate::new_image::identity;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -142,7 +143,7 @@ struct Rebase<'a> {
 
 impl Rebase<'_> {
     async fn open_base(&self, backing: &str, opening: &Opening) -> Result<DiskImage, Failure> {
-        let path = backing_path(self.name, OsStr::new(backing));
+        let path = beside(self.name, OsStr::new(backing));
         let opened = opening.open(&path).await;
         opened.map_err(|failure| {
             failure.doing(format!("Could not open new backing file '{backing}'"))

@@ -14,7 +14,7 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
-use crate::io::{Names, parse_names};
+use crate::names::{Names, parse};
 use crate::persona::Persona;
 
 /// What is said where a passphrase is missing.
@@ -49,7 +49,7 @@ impl Secrets {
             true => text.to_owned(),
             false => format!("qom-type={text}"),
         };
-        let (mut names, _) = parse_names(&text);
+        let (mut names, _) = parse(&text);
         let kind = names.remove("qom-type").ok_or("Parameter 'qom-type' is missing")?;
         let id = names.remove("id").ok_or("Parameter 'id' is missing")?;
         if kind != "secret" {

@@ -22,7 +22,7 @@ use crate::create;
 use crate::escape;
 use crate::failure::{Failure, warn};
 use crate::format_options::{self, FormatOptions, OptionError};
-use crate::io::parse_names;
+use crate::names;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -186,7 +186,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let (mut format, mut target_name) = (format, target_name);
         let target_image_opts = matches.get_flag("target-image-opts");
         if target_image_opts {
-            let names = parse_names(&target_name.to_string_lossy()).0;
+            let names = names::parse(&target_name.to_string_lossy()).0;
             format = create::format(names.get("driver").map_or("raw", String::as_str));
             if let (Some(Format::Raw), Some(file)) = (format, names.get("file.filename")) {
                 target_name = file.into();

@@ -12,7 +12,8 @@ use cowshed::rt::ThreadWorkers;
 use crate::escape;
 use crate::failure::Failure;
 use crate::format_options::OptionError;
-use crate::new_image::{NewImage, backing_path, identity};
+use crate::names::beside;
+use crate::new_image::{NewImage, identity};
 use crate::open::{self, DiskImage, Opening};
 use crate::persona::Persona;
 use crate::secret::Keys;
@@ -44,7 +45,7 @@ impl Qcow2Target {
         wrong: impl Fn(OptionError) -> Failure,
     ) -> Result<Self, Failure> {
         let persona = options.persona;
-        let backing = options.backing.map(|backing| backing_path(name, backing.as_ref()));
+        let backing = options.backing.map(|backing| beside(name, backing.as_ref()));
         if options.create {
             let create = options.format.create_options(options.secrets).map_err(wrong)?;
             let keep = backing.as_ref().and_then(|path| identity(Path::new(path)));

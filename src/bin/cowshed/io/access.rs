@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use crate::failure::Failure;
+use crate::names::Names;
 
 use super::command::Call;
 use super::device::goes_with_version;
@@ -10,7 +11,7 @@ use super::fault::Fault;
 use super::flags::Flags;
 use super::getopt::Getopt;
 use super::number::shown_text;
-use super::settings::{Names, Settings, Wrong};
+use super::settings::{Settings, Wrong};
 use super::shell::Shell;
 
 /// Runs `open`.
@@ -134,7 +135,9 @@ pub(super) async fn reopen(shell: &mut Shell<'_>, call: Call) -> Result<(), Faul
 
     let device = shell.device()?;
     let was_read_only = device.read_only;
-    let mut settings = device.settings().joined(&changes, device.driver()).map_err(wrong)?;
+    let backing_driver = device.image.layers().nth(1).map(|layer| layer.format.name());
+    let joined = device.settings().joined(&changes, device.driver(), backing_driver);
+    let mut settings = joined.map_err(wrong)?;
     match access {
         Some(letter) => {
             settings.names.remove("read-only");

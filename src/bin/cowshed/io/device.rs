@@ -13,13 +13,15 @@ use cowshed::image::{Format, WriteOptions, detect};
 use cowshed::rt::SmolTimer;
 
 use crate::failure::{Failure, warn};
+use crate::layout::Layout;
+use crate::names::{Named, named};
 use crate::open::{self, DiskImage, Opening};
 use crate::persona::Persona;
 use crate::secret::{Keys, Secrets};
 use crate::wording;
 
 use super::number::SECTOR_LEN_BYTES;
-use super::settings::{DetectZeroes, Names, Settings, Wrong};
+use super::settings::{self, DetectZeroes, Settings, Wrong};
 
 /// An open image.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(super) struct Device {
     /// Requests in flight have it too.
     pub(super) image: Arc<DiskImage>,
     pub(super) format: Format,
+    /// The name of its driver, if that is not the format's.
+    protocol: Option<&'static str>,
     /// Whether writing is refused.
     pub(super) read_only: bool,
     /// Whether discards do something.
@@ -61,22 +65,32 @@ impl Opener {
     ) -> Result<Device, Failure> {
         let shown = name.unwrap_or_default();
         let failed = |wrong: Wrong| Failure::open(shown, wrong.text).with_hint(wrong.hint);
-        let file = file_name(name, &settings.names).map_err(failed)?;
-        refuse(&settings).map_err(failed)?;
-        let driver = settings.names.get("driver").cloned();
-        if let Some(driver) =
-            driver.as_ref().filter(|driver| *driver != "qcow2" && *driver != "raw")
-        {
-            return Err(failed(format!("Unknown driver '{driver}'").into()));
+        let wrong = |text: String| Failure::open(shown, text);
+        let (mut settings, mut file_name) = (settings, name.map(OsStr::to_owned));
+        if let Some(name) = name {
+            match named(name).map_err(wrong)? {
+                Named::File(file) => file_name = Some(file),
+                Named::Options(options) => {
+                    file_name = None;
+                    for (name, value) in options {
+                        settings.names.entry(name).or_insert(value);
+                    }
+                }
+            }
         }
-        let mut own = settings.clone();
+        if settings.flags.copy_on_read {
+            return Err(wrong("-C (copy on read) is not supported".into()));
+        }
+        let mut own = settings.names.clone();
         let mut keys = Keys::new(self.secrets.clone(), None);
-        keys.take_ids(&mut own.names);
-        let said = own.names.remove("encrypt.format");
+        keys.take_ids(&mut own);
+        let said = own.remove("encrypt.format");
+        let layout = Layout::take(&mut own, file_name.as_deref()).map_err(wrong)?;
+        let (file, protocol) = (layout.name(), layout.protocol);
         let flags = settings.generic().map_err(failed)?;
-        let is_guess = driver.is_none();
+        let is_guess = layout.format.is_none();
         let mut opening = Opening::new(self.persona)
-            .format(driver)
+            .at(layout)
             .force_share(flags.force_share)
             .allow(self.allow.clone())
             .keys(keys, said)
@@ -88,9 +102,9 @@ impl Opener {
         if let (Some(write), false) = (write_options, is_temporary) {
             opening = opening.writable(write);
         }
-        let source = opening.source(&file).await?;
+        let source = opening.source(&file).await.map_err(|failure| failure.of(shown))?;
         let mut format = source.format;
-        own.known(format.name()).map_err(failed)?;
+        settings::known(&own, format.name()).map_err(failed)?;
         let is_guessed = is_guess && format == Format::Raw && !is_temporary;
         let opened = if is_temporary {
             format = Format::Qcow2;
@@ -117,6 +131,7 @@ impl Opener {
         Ok(Device {
             image: Arc::new(opened.image),
             format,
+            protocol,
             read_only: flags.read_only,
             unmap: flags.unmap,
             no_flush: flags.no_flush,
@@ -132,7 +147,12 @@ impl Opener {
 impl Device {
     /// The name of its driver.
     pub(super) fn driver(&self) -> &'static str {
-        self.format.name()
+        self.protocol.unwrap_or(self.format.name())
+    }
+
+    /// Whether it is what lies below a format otherwise.
+    pub(super) fn is_protocol(&self) -> bool {
+        self.protocol.is_some()
     }
 
     /// How it was opened.
@@ -204,7 +224,8 @@ impl Device {
         let open = async |mut settings: Settings| {
             // What the format is has been found out.
             settings.names.insert("driver".to_owned(), format.clone());
-            settings.names.remove("file.filename");
+            // The file's name stands for itself.
+            settings.names.retain(|name, _| !name.ends_with("filename"));
             opener.open(Some(&name), settings).await
         };
         let (opened, result) = match open(settings.clone()).await {
@@ -293,47 +314,6 @@ fn run(cleaner: Option<Cleaner>) {
             .name("cleaner".to_owned())
             .spawn(move || open::block_on(cleaner.run(SmolTimer)));
     }
-}
-
-/// The name of the file: that of the command line, or that of the settings.
-fn file_name(name: Option<&OsStr>, names: &Names) -> Result<OsString, Wrong> {
-    match (name, names.get("file.filename")) {
-        (Some(_), Some(_)) => {
-            Err("Can't specify 'file' and 'filename' options at the same time".into())
-        }
-        (Some(name), None) => Ok(name.to_owned()),
-        (None, Some(name)) => Ok(name.into()),
-        (None, None) if names.contains_key("file.driver") => {
-            Err("The 'file' block driver requires a file name".into())
-        }
-        (None, None) => match names.get("driver").map(String::as_str) {
-            Some("qcow2" | "raw") => Err("A block device must be specified for \"file\"".into()),
-            Some(other) => Err(format!("Unknown driver '{other}'").into()),
-            None => Err("Must specify either driver or file".into()),
-        },
-    }
-}
-
-/// Refuses what QEMU has and this command lacks.
-fn refuse(settings: &Settings) -> Result<(), Wrong> {
-    if settings.flags.copy_on_read {
-        return Err("-C (copy on read) is not supported".into());
-    }
-    for (name, value) in &settings.names {
-        let is_refused = match name.as_str() {
-            "file.driver" => value != "file" && value != "host_device",
-            "encrypt.format" => false,
-            name if name.ends_with("encrypt.key-secret") => false,
-            name => ["backing", "data-file", "encrypt"].into_iter().any(|refused| {
-                name.strip_prefix(refused)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            }),
-        };
-        if is_refused {
-            return Err(format!("the option {name}={value} is not supported").into());
-        }
-    }
-    Ok(())
 }
 
 /// Refuses options of writing that images of version 2 do not have.

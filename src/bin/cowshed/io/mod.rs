@@ -33,6 +33,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 
 use crate::cli::Session;
 use crate::failure::{Failure, warn};
+use crate::names::Names;
 use crate::open;
 use crate::persona::Persona;
 use crate::secret::Secrets;
@@ -42,7 +43,6 @@ pub(crate) use fault::strerror;
 use flags::Flags;
 use getopt::{Getopt, Long};
 use settings::Settings;
-pub(crate) use settings::{Names, parse as parse_names};
 use shell::Shell;
 
 /// The verb's name.

@@ -22,6 +22,10 @@ pub(super) fn length(shell: &mut Shell<'_>) -> Result<(), Fault> {
 pub(super) async fn info(shell: &mut Shell<'_>) -> Result<(), Fault> {
     let image = shell.image()?;
     let driver = shell.device()?.driver();
+    if shell.device()?.is_protocol() {
+        // Its format and its protocol, which are one.
+        return shell.say(format_args!("format name: {driver}\nformat name: {driver}\n"));
+    }
     let mut cluster_size = 0;
     let mut vm_state = 0;
     if let Some(geometry) = image.geometry() {

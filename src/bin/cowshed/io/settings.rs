@@ -1,18 +1,15 @@
 //! The options of QEMU's block drivers, by name: `open -o`, `reopen -o` and `--image-opts`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cowshed::cache::CacheOptions;
 use cowshed::image::{OverlapChecks, WriteOptions};
 
+use crate::names::Names;
 use crate::size::{self, SizeError};
 
 use super::flags::Flags;
 use super::number;
-
-/// Options by name; of several with one name the last counts.
-pub(crate) type Names = BTreeMap<String, String>;
 
 /// What is wrong with an option: a line, and what is said below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,44 +28,6 @@ impl From<&str> for Wrong {
     fn from(text: &str) -> Self {
         text.to_owned().into()
     }
-}
-
-/// Splits `name=value,name=value`; a comma in a value is doubled. The lines are warnings.
-pub(crate) fn parse(text: &str) -> (Names, Vec<String>) {
-    let (mut names, mut warnings) = (Names::new(), Vec::new());
-    let mut rest = text;
-    while !rest.is_empty() {
-        let end = rest.find(['=', ',']).unwrap_or(rest.len());
-        let (name, behind) = rest.split_at(end);
-        if let Some(mut tail) = behind.strip_prefix('=') {
-            let mut value = String::new();
-            loop {
-                let end = tail.find(',').unwrap_or(tail.len());
-                value.push_str(&tail[..end]);
-                tail = &tail[end..];
-                match tail.strip_prefix(",,") {
-                    Some(behind) => {
-                        value.push(',');
-                        tail = behind;
-                    }
-                    None => break,
-                }
-            }
-            names.insert(name.to_owned(), value);
-            rest = tail.strip_prefix(',').unwrap_or(tail);
-        } else {
-            let (full, value) = match name.strip_prefix("no") {
-                Some(full) => (full, "off"),
-                None => (name, "on"),
-            };
-            warnings.push(format!(
-                "warning: short-form boolean option '{name}' deprecated\nPlease use {full}={value} instead"
-            ));
-            names.insert(full.to_owned(), value.to_owned());
-            rest = behind.strip_prefix(',').unwrap_or(behind);
-        }
-    }
-    (names, warnings)
 }
 
 /// How zeros that a guest writes are treated.
@@ -214,34 +173,17 @@ impl Settings {
         Ok(write)
     }
 
-    /// Says which of the options no driver knows; `driver` is that of the image.
-    ///
-    /// # Errors
-    /// One is unknown.
-    pub(super) fn known(&self, driver: &str) -> Result<(), Wrong> {
-        for name in self.names.keys().map(String::as_str) {
-            let of_driver = match driver {
-                "qcow2" => QCOW2.contains(&name),
-                _ => false,
-            };
-            if of_driver || GENERIC.contains(&name) || ACCESS.contains(&name) {
-                continue;
-            }
-            if let Some(name) = name.strip_prefix("file.") {
-                let text = format!("Block protocol 'file' doesn't support the option '{name}'");
-                return Err(text.into());
-            }
-            let text = format!("Block format '{driver}' does not support the option '{name}'");
-            return Err(text.into());
-        }
-        Ok(())
-    }
-
-    /// These settings with `changes` on top of them, for an image whose driver is `driver`.
+    /// These settings with `changes` on top of them, for an image whose driver is `driver`, and whose backing file's is
+    /// `backing_driver`.
     ///
     /// # Errors
     /// One of the changes can only be made by opening the image anew.
-    pub(super) fn joined(&self, changes: &Names, driver: &str) -> Result<Self, Wrong> {
+    pub(super) fn joined(
+        &self,
+        changes: &Names,
+        driver: &str,
+        backing_driver: Option<&str>,
+    ) -> Result<Self, Wrong> {
         let mut joined = self.clone();
         if changes.keys().any(|name| name == "overlap-check" || name == "overlap-check.template") {
             joined.names.retain(|name, _| !name.starts_with("overlap-check"));
@@ -250,11 +192,16 @@ impl Settings {
             joined.names.retain(|name, _| name != "l2-cache-size" && name != "refcount-cache-size");
         }
         for (name, value) in changes {
-            let is_fixed = FIXED.contains(&name.as_str()) || name == "force-share";
+            // What lies below the format has names of its own for the same.
+            let last = name.rsplit_once('.').map_or(name.as_str(), |(_, last)| last);
+            let is_fixed = FIXED.contains(&name.as_str())
+                || name == "force-share"
+                || ["driver", "filename", "node-name"].contains(&last);
             let is_known = GENERIC.contains(&name.as_str()) || name == "read-only";
             let old = match name.as_str() {
                 "driver" => Some(driver),
                 "file.driver" => Some("file"),
+                "backing.driver" if !self.names.contains_key(name) => backing_driver,
                 _ => self.names.get(name).map(String::as_str),
             };
             let is_changeable = match is_fixed {
@@ -263,7 +210,11 @@ impl Settings {
             };
             if !is_changeable && old != Some(value) {
                 let name = name.strip_prefix("file.").unwrap_or(name);
-                return Err(format!("Cannot change the option '{name}'").into());
+                return Err(format!(
+                    "Cannot change the option '{}'",
+                    if is_fixed { last } else { name }
+                )
+                .into());
             }
             joined.names.insert(name.clone(), value.clone());
         }
@@ -328,23 +279,20 @@ impl Settings {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // Expected values are those of qemu-io, version 10.0.2.
-    #[test]
-    fn options_are_split_as_qemu_splits_them() {
-        let pairs = |text| {
-            let (names, warnings) = parse(text);
-            (names.into_iter().collect::<Vec<_>>(), warnings.len())
-        };
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(pairs("a=1,b=2,a=3"), (vec![pair("a", "3"), pair("b", "2")], 0));
-        assert_eq!(pairs("a=1,,2,b="), (vec![pair("a", "1,2"), pair("b", "")], 0));
-        assert_eq!(pairs("a=b,c"), (vec![pair("a", "b"), pair("c", "on")], 1));
-        assert_eq!(pairs("noc"), (vec![pair("c", "off")], 1));
-        assert_eq!(pairs(","), (vec![pair("", "on")], 1));
-        assert_eq!(pairs("a=1,,"), (vec![pair("a", "1,")], 0));
+/// Says which of the options no driver knows; `driver` is that of the image, and what says where it is has been taken out.
+///
+/// # Errors
+/// One is unknown.
+pub(super) fn known(names: &Names, driver: &str) -> Result<(), Wrong> {
+    let is_known = |name: &str| {
+        (driver == "qcow2" && QCOW2.contains(&name))
+            || GENERIC.contains(&name)
+            || ACCESS.contains(&name)
+    };
+    match names.keys().find(|name| !is_known(name)) {
+        Some(name) => {
+            Err(format!("Block format '{driver}' does not support the option '{name}'").into())
+        }
+        None => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ use cowshed::Error;
 
 use crate::cli::Session;
 use crate::failure::warn;
+use crate::names::Names;
 use crate::open::DiskImage;
 use crate::persona::Persona;
 use crate::secret::Secrets;
@@ -18,7 +19,6 @@ use super::background::Background;
 use super::device::{Device, Opener};
 use super::fault::{Fault, strerror};
 use super::report::{Report, dump};
-use super::settings::Names;
 
 /// The state between two commands.
 pub(super) struct Shell<'a> {
@@ -164,7 +164,7 @@ impl<'a> Shell<'a> {
 
     /// The names out of the text of an option `-o`.
     pub(super) fn names(&self, text: &OsString) -> Names {
-        let (names, warnings) = super::settings::parse(&text.to_string_lossy());
+        let (names, warnings) = crate::names::parse(&text.to_string_lossy());
         for warning in warnings {
             warn(&format!("{}: {warning}", self.persona().name()));
         }

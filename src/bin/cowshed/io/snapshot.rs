@@ -15,10 +15,12 @@ use cowshed::image::{
     Answer, CreateOptions, Format, Gate, Image, Locked, OpenOptions, Opened, Reference,
     ReferenceKind, Source, WriteOptions, create,
 };
-use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockMode};
+use cowshed::rt::{DiskStorage, FileOptions, LockMode};
 use rustix::fs::OFlags;
 
 use crate::failure::Failure;
+use crate::given::Given;
+use crate::node::{Node, of_file};
 use crate::open::Opening;
 
 /// The longest name of a backing file in a header, in bytes.
@@ -31,9 +33,9 @@ const NAME_LEN_MAX: usize = 1023;
 pub(super) async fn open(
     opening: &Opening,
     name: &OsStr,
-    source: Source<DiskStorage>,
+    source: Source<Node>,
     write: Option<WriteOptions>,
-) -> Result<Result<Opened<DiskStorage>, Error>, Failure> {
+) -> Result<Result<Opened<Node>, Error>, Failure> {
     let base =
         Source { location: source.location.clone(), storage: source.storage.clone(), ..source };
     let size = match opening.opened(name, source, None).await? {
@@ -58,7 +60,7 @@ pub(super) async fn open(
     let gate = OnBase { base: Mutex::new(Some(base)), gate: opening.gate(name)? };
     let mut options: OpenOptions = opening.options().clone();
     options.write = write;
-    Ok(Image::open(overlay.into_source(Format::Qcow2), &gate, options).await)
+    Ok(Image::open(of_file(overlay.into_source(Format::Qcow2)), &gate, options).await)
 }
 
 /// A file without a name, where QEMU makes its own.
@@ -88,14 +90,14 @@ fn temporary() -> io::Result<(File, PathBuf)> {
 
 /// Answers with the image below the temporary one, and leaves what that names to another gate.
 struct OnBase {
-    base: Mutex<Option<Source<DiskStorage>>>,
-    gate: FolderGate,
+    base: Mutex<Option<Source<Node>>>,
+    gate: Given,
 }
 
 impl Gate for OnBase {
-    type Storage = DiskStorage;
+    type Storage = Node;
 
-    async fn open(&self, reference: &Reference<'_>) -> cowshed::Result<Answer<DiskStorage>> {
+    async fn open(&self, reference: &Reference<'_>) -> cowshed::Result<Answer<Node>> {
         let is_base = reference.kind == ReferenceKind::BackingFile && reference.depth == 1;
         let base = match is_base {
             true => self.base.lock().unwrap_or_else(PoisonError::into_inner).take(),

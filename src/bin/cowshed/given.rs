@@ -1,0 +1,92 @@
+//! What decides which files an image may name, and what the command line says of them: `backing.driver=...` and the like.
+//!
+//! A name in an image is a stranger's: it is a file's and nothing else, and the gate for folders opens it or not. What the
+//! command line gives in its place is the caller's own, and is opened as any other image of the command line.
+
+use cowshed::crypt::Secret;
+use cowshed::image::{Answer, Gate, Locked, Reference, ReferenceKind, Source};
+use cowshed::rt::FolderGate;
+
+use crate::names::Names;
+use crate::node::{self, Node};
+use crate::open::Opening;
+
+/// The gate of the command.
+pub(crate) struct Given {
+    folders: FolderGate,
+    opening: Opening,
+}
+
+impl Given {
+    /// Lets in what `folders` lets in, and what the options of `opening` name.
+    pub(crate) fn new(folders: FolderGate, opening: Opening) -> Self {
+        Self { folders, opening }
+    }
+
+    /// As [`Gate::open`], for writing.
+    ///
+    /// # Errors
+    /// As [`Gate::open`].
+    pub(crate) async fn open_writable(
+        &self,
+        reference: &Reference<'_>,
+    ) -> cowshed::Result<Source<Node>> {
+        self.source(reference, true).await
+    }
+
+    async fn source(
+        &self,
+        reference: &Reference<'_>,
+        writable: bool,
+    ) -> cowshed::Result<Source<Node>> {
+        let mut given = options_of(self.opening.named(), reference);
+        let driver = given.remove("driver");
+        if !given.is_empty() {
+            given.extend(driver.map(|driver| ("driver".to_owned(), driver)));
+            let opening = self.opening.for_named(writable);
+            let opened = opening.source_of(given).await;
+            return opened.map_err(|failure| reference.refused(failure.reason()));
+        }
+        let format = driver.as_deref().map(str::as_bytes).or(reference.format);
+        let reference = Reference { format, ..*reference };
+        if writable {
+            return self.folders.open_writable(&reference).await.map(node::of_file);
+        }
+        match self.folders.open(&reference).await? {
+            Answer::Open(source) => Ok(node::of_file(source)),
+            // The gate for folders does not answer that.
+            Answer::Zeros => Err(reference.refused("it is not to be had")),
+        }
+    }
+}
+
+impl Gate for Given {
+    type Storage = Node;
+
+    async fn open(&self, reference: &Reference<'_>) -> cowshed::Result<Answer<Node>> {
+        let writable = self.opening.is_writable()
+            && reference.kind == ReferenceKind::DataFile
+            && reference.depth == 0;
+        let named = options_of(self.opening.named(), reference);
+        // The gate for folders knows by itself what it opens for writing.
+        let writable = writable && named.keys().any(|name| name != "driver");
+        self.source(reference, writable).await.map(Answer::Open)
+    }
+
+    async fn key(&self, locked: &Locked<'_>) -> cowshed::Result<Option<Secret>> {
+        self.folders.key(locked).await
+    }
+}
+
+/// What the options say of a file that an image names.
+fn options_of(named: &Names, reference: &Reference<'_>) -> Names {
+    let mut prefix = "backing.".repeat(reference.depth);
+    if reference.kind == ReferenceKind::DataFile {
+        prefix.push_str("data-file.");
+    }
+    let own = named.iter().filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?, value)));
+    let is_deeper = |name: &str| name.starts_with("backing.") || name.starts_with("data-file.");
+    own.filter(|(name, _)| !is_deeper(name) && !name.ends_with("node-name"))
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .collect()
+}
