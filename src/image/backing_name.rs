@@ -51,7 +51,21 @@ impl<S: Storage> Image<S> {
         };
         let top = *top;
         drop(change);
-        let old = top.layer.header.get();
+        let new = top.with_backing_file(backing)?;
+        self.flush_by(&op).await?;
+        top.replace_header(new).await
+    }
+}
+
+impl<S: Storage> Top<'_, S> {
+    /// As [`Image::set_backing_file`], for those who have flushed.
+    pub(super) async fn set_backing_file(&self, backing: Option<(&[u8], &[u8])>) -> Result<()> {
+        self.replace_header(self.with_backing_file(backing)?).await
+    }
+
+    /// The header with another backing file.
+    fn with_backing_file(&self, backing: Option<(&[u8], &[u8])>) -> Result<Header> {
+        let old = self.layer.header.get();
         let mut new = (*old).clone();
         new.backing_file = backing.map(|(name, _)| name.to_vec());
         let is_format = |extension: &Extension| matches!(extension, Extension::BackingFormat(_));
@@ -67,12 +81,9 @@ impl<S: Storage> Image<S> {
         }
         // Says whether it fits.
         new.encode()?;
-        self.flush_by(&op).await?;
-        top.replace_header(new).await
+        Ok(new)
     }
-}
 
-impl<S: Storage> Top<'_, S> {
     /// Changes the header durably, whatever of it changes, as far as that can be done safely: see the head of this file.
     ///
     /// # Errors

@@ -66,6 +66,7 @@ mod resize;
 mod scratch;
 mod settling;
 mod snapshot;
+mod stream;
 mod tables;
 mod turnstile;
 mod unlock;
@@ -106,6 +107,7 @@ pub use overlap::OverlapChecks;
 pub use rebase::Rebase;
 pub use reconfigure::Settings;
 pub use snapshot::NewSnapshot;
+pub use stream::{Stream, StreamBase};
 
 use access::Access;
 use layer::{Body, Layer};

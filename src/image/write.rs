@@ -225,6 +225,19 @@ impl<'a, S: Storage> Top<'a, S> {
             true => None,
             false => Some(self.writer.claims.claim(first..=last).await),
         };
+        self.write_claimed(request, data, at).await
+    }
+
+    /// As [`Self::write_segment`], for those who have a claim on the clusters.
+    pub(super) async fn write_claimed(
+        &self,
+        request: &Request<'_>,
+        data: &[u8],
+        at: u64,
+    ) -> Result<usize> {
+        let bits = self.layer.geometry.cluster_bits();
+        let end = self.slice_end(at).min(at + data.len() as u64);
+        let (first, last) = (at >> bits, (end - 1) >> bits);
         let place = self.own_place(at).await?;
         let entries = place.entries(self, last - first + 1);
         let segment = self.segment(&entries, at, end)?;
@@ -785,7 +798,7 @@ impl EntryPlace {
 }
 
 /// Whether all bytes are zero.
-fn is_zeros(bytes: &[u8]) -> bool {
+pub(super) fn is_zeros(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
     bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
 }
