@@ -97,6 +97,19 @@ pub(crate) fn sim(seeds: u64, from: u64) -> Result<()> {
     })
 }
 
+/// Switches off each rule of writing in turn, and looks whether the simulator notices.
+pub(crate) fn sim_mutants() -> Result<()> {
+    setup::image_tools()?;
+    step("switch off each rule of writing", || {
+        run(cargo().args(["test", "--release", "--features", "sim", "--test", "sim_write"]).args([
+            "each_rule",
+            "--",
+            "--include-ignored",
+            "--nocapture",
+        ]))
+    })
+}
+
 /// How long each fuzz target runs among the tests.
 const FUZZ_SECONDS: u32 = 10;
 

@@ -39,6 +39,8 @@ Chores of the cowshed project.
   cargo xtask sim [--seeds N] [--from SEED]
       Lives through N seeds (10,000 if not given) in the simulator, optimised: disks that lose power and fail. Prints
       seeds, states after a power loss, states a second, and of a failure its seed and its fewest requests.
+  cargo xtask sim --mutants
+      Switches off each rule of writing in turn: the simulator must notice, within the seeds that its test states.
   cargo xtask model [--schedules N]
       Checks the protocols of the cache, its cleaner and the image under N schedules each (4,000 if not given; the image's
       get a tenth), and that mutants of them are found. Then the kernel of the cleaner and the image's gates under every
@@ -102,6 +104,10 @@ fn chore(arguments: &[String]) -> Result<()> {
             fuzz::run_for(seconds, target.as_deref())
         }
         Some("sim") => {
+            if rest.flag("--mutants") {
+                rest.end()?;
+                return chores::sim_mutants();
+            }
             let seeds = rest.value("--seeds")?.map(|seeds| seeds.parse()).transpose()?;
             let from = rest.value("--from")?.map(|seed| seed.parse()).transpose()?;
             rest.end()?;
