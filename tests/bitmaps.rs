@@ -515,6 +515,21 @@ fn left_by(world: &World, turn: impl AsyncFnOnce(&Disk)) -> Vec<u8> {
 }
 
 #[test]
+fn bitmap_notes_where_an_image_becomes_empty() {
+    let mut world = World::new("", SIZE);
+    world.engine(async |image| image.write_at(&[1; 512], 1 << 20).await.unwrap());
+    world.engine(async |image| image.add_bitmap(b"b", None, true).await.unwrap());
+    world.engine(async |image| image.make_empty().await.unwrap());
+    let ranges = world.engine(async |image| ranges(image, b"b").await.unwrap());
+    let noted = ranges.iter().any(|range| range.contains(&(1 << 20)));
+    assert!(noted, "{ranges:?}");
+    let mut model = Model::new(65536, true, SIZE);
+    ranges.iter().for_each(|range| model.mark(range));
+    world.bitmaps.insert("b".into(), model);
+    world.assert_agree("making it empty");
+}
+
+#[test]
 fn bitmap_of_an_image_that_was_not_closed_is_inconsistent_and_can_only_be_removed() {
     let world = World::new("", SIZE);
     world.engine(async |image| {

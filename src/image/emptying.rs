@@ -8,14 +8,13 @@ use crate::storage::Storage;
 
 use super::Image;
 use super::free::FreeReason;
-use super::requests::Request;
-use super::writer::{Target, Top};
+use super::writer::{Change, Target, Top};
 use super::zero::Becomes;
 
 impl<S: Storage> Image<S> {
     /// Forgets all that the image itself has of the active disk, as `qemu-img commit` does when its backing file has it. The
     /// disk reads as the backing file does then; without one it reads as zeros. Snapshots keep what they have. L2 tables stay
-    /// where they are.
+    /// where they are. Bitmaps note a change wherever there was one.
     ///
     /// It is durable when this returns. After a power loss in the middle some clusters are unallocated and others are not.
     ///
@@ -35,7 +34,7 @@ impl<S: Storage> Image<S> {
             if at >= self.virtual_size() {
                 break;
             }
-            at = top.empty_step(&change.request, at).await?;
+            at = top.empty_step(&change, at).await?;
         }
         self.flush_by(&op).await
     }
@@ -43,7 +42,7 @@ impl<S: Storage> Image<S> {
 
 impl<S: Storage> Top<'_, S> {
     /// Makes clusters unallocated from guest offset `at` on, and returns where to go on.
-    async fn empty_step(&self, request: &Request<'_>, at: u64) -> Result<u64> {
+    async fn empty_step(&self, change: &Change<'_, S>, at: u64) -> Result<u64> {
         let geometry = self.layer.geometry;
         let coverage = geometry.l2_coverage();
         if self.l1_entry(at / coverage)?.l2_table().is_none() {
@@ -52,8 +51,10 @@ impl<S: Storage> Top<'_, S> {
         let disk_end = self.layer.virtual_size().next_multiple_of(geometry.cluster_size());
         let end = self.slice_end(at).min(disk_end);
         let reason = FreeReason::Snapshot;
+        // Nobody here knows whether what lies below is the same.
+        change.mark(at..end.min(self.layer.virtual_size()));
         let done = self
-            .change_entries(request, at..end, reason, |top, entry, guest, _| {
+            .change_entries(&change.request, at..end, reason, |top, entry, guest, _| {
                 let kind = top.layer.cluster_kind(entry, guest)?;
                 let new = L2Entry::default();
                 let has_host = kind.host().is_some() || matches!(kind, ClusterKind::Compressed(_));
