@@ -16,7 +16,7 @@ use crate::format::{Extension, Header, HostOffset};
 use crate::storage::Storage;
 
 use super::Image;
-use super::writer::{Target, Top};
+use super::writer::{HeaderState, Target, Top};
 
 /// What a power loss leaves old or new as a whole, in bytes.
 const SECTOR_LEN_BYTES: usize = 512;
@@ -94,29 +94,89 @@ impl<S: Storage> Top<'_, S> {
     pub(super) async fn replace_header(&self, new: Header) -> Result<()> {
         let new = names_last(&new);
         self.mend_header().await?;
-        // Cancel: until the end the header counts as uncertain, and the next change of it writes the old one.
         let mut state = self.writer.header_io.lock().await;
-        let metadata = &self.layer.metadata;
+        let cluster = self.header_cluster().await?;
+        let old = names_last(&self.layer.header.get());
+        let states = states(&cluster, &old, &new)?;
+        // What is written after an error: from here on the names are last.
+        self.layer.header.set(old);
+        self.write_steps(&mut state, cluster, states).await?;
+        self.layer.header.set(new);
+        Ok(())
+    }
+
+    /// Makes the header on disk the one in memory, durably, when a write of another one has failed or was dropped: the disk
+    /// has old sectors and new ones, and of each of them it cannot be known whether it is durable as it is read.
+    ///
+    /// First they are made durable as they are read, the first one last: whatever an interrupted step has left says the same
+    /// with any of its other sectors old and any new. From there it goes on in steps.
+    ///
+    /// # Errors
+    /// [`Error::Storage`]; the header is as uncertain as it was.
+    ///
+    /// # Cancel safety
+    /// As after an error.
+    pub(super) async fn mend_header_in_steps(&self, state: &mut HeaderState) -> Result<()> {
+        // What was dropped must land before, not after.
+        self.barrier().await?;
+        let cluster = self.header_cluster().await?;
+        let uncertain = usize::try_from(state.uncertain_end).unwrap_or(usize::MAX);
+        let uncertain = uncertain.next_multiple_of(SECTOR_LEN_BYTES).min(cluster.len());
+        let first = SECTOR_LEN_BYTES.min(uncertain);
+        for sectors in [first..uncertain, 0..first] {
+            if !sectors.is_empty() {
+                let start = HostOffset::new(sectors.start as u64);
+                self.overwrite_metadata(start, &cluster[sectors]).await?;
+                self.barrier().await?;
+            }
+        }
+        let header = self.layer.header.get();
+        let bytes = header.encode()?;
+        let mut whole = cluster.clone();
+        whole[..uncertain].fill(0);
+        whole[..bytes.len()].copy_from_slice(&bytes);
+        let states = match (steps(&cluster, &whole), Header::parse_for_check(&cluster, u64::MAX)) {
+            (Some(steps), _) => steps,
+            (None, Ok(old)) => {
+                let header = names_last(&header);
+                let states = states(&cluster, &old, &header)?;
+                self.layer.header.set(header);
+                states
+            }
+            // No step leaves such a header: only what was written together where none is safe.
+            (None, Err(_)) => vec![whole],
+        };
+        self.write_steps(state, cluster, states).await
+    }
+
+    /// The first cluster as it is read, as long as all of it is.
+    async fn header_cluster(&self) -> Result<Vec<u8>> {
         let cluster_size = self.layer.geometry.cluster_size();
-        let disk = metadata.load_some(0, cluster_size).await?;
+        let disk = self.layer.metadata.load_some(0, cluster_size).await?;
         let mut cluster = vec![0; usize::try_from(cluster_size).unwrap_or(usize::MAX)];
         let len = cluster.len().min(disk.len());
         cluster[..len].copy_from_slice(&disk[..len]);
-        let old = names_last(&self.layer.header.get());
-        let states = states(&cluster, &old, &new)?;
-        state.is_uncertain = true;
-        // What is written after an error: from here on the names are last.
-        self.layer.header.set(old);
+        Ok(cluster)
+    }
+
+    /// Writes what the first cluster becomes, step by step.
+    async fn write_steps(
+        &self,
+        state: &mut HeaderState,
+        mut cluster: Vec<u8>,
+        states: Vec<Vec<u8>>,
+    ) -> Result<()> {
         for next in states {
             for range in writes(&cluster, &next) {
                 let bytes = &next[range.clone()];
+                // Cancel: the header is uncertain from here on, and the next change of it writes the one in memory.
+                state.uncertain_end = state.uncertain_end.max(range.end as u64);
                 self.overwrite_metadata(HostOffset::new(range.start as u64), bytes).await?;
                 self.barrier().await?;
             }
             cluster = next;
         }
-        state.is_uncertain = false;
-        self.layer.header.set(new);
+        state.uncertain_end = 0;
         Ok(())
     }
 }

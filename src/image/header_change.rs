@@ -71,9 +71,8 @@ impl<S: Storage> Top<'_, S> {
     /// As after an error.
     pub(super) async fn update_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut state = self.writer.header_io.lock().await;
-        if state.is_uncertain {
-            self.rewrite_header().await?;
-            state.is_uncertain = false;
+        if state.is_uncertain() {
+            self.mend_header_in_steps(&mut state).await?;
         }
         let old = self.layer.header.get();
         let mut new = (*old).clone();
@@ -86,29 +85,20 @@ impl<S: Storage> Top<'_, S> {
         let last = (0..longer).rfind(differs).unwrap_or(first);
         let bytes: Vec<u8> = (first..=last).map(|index| at(&after, index)).collect();
         // Cancel: what is on disk is one of the two, and is asked to be the old one first.
-        state.is_uncertain = true;
+        state.uncertain_end = last as u64 + 1;
         self.overwrite_metadata(HostOffset::new(first as u64), &bytes).await?;
-        state.is_uncertain = false;
+        state.uncertain_end = 0;
         self.layer.header.set(new);
         Ok(())
     }
 
-    /// Writes the header as it is in memory, if a write of another one has failed or was dropped.
+    /// Makes the header on disk the one in memory, if a write of another one has failed or was dropped.
     pub(super) async fn mend_header(&self) -> Result<()> {
         let mut state = self.writer.header_io.lock().await;
-        if state.is_uncertain {
-            self.rewrite_header().await?;
-            state.is_uncertain = false;
+        if state.is_uncertain() {
+            self.mend_header_in_steps(&mut state).await?;
         }
         Ok(())
-    }
-
-    async fn rewrite_header(&self) -> Result<()> {
-        // What was dropped must land before, not after.
-        self.barrier().await?;
-        let bytes = self.layer.header.get().encode()?;
-        self.overwrite_metadata(HostOffset::new(0), &bytes).await?;
-        self.barrier().await
     }
 
     /// Whether refcounts may be written late.

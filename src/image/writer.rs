@@ -85,8 +85,15 @@ pub(crate) struct Writer {
 /// What is known of the header on disk.
 #[derive(Debug, Default)]
 pub(crate) struct HeaderState {
-    /// A write of it failed or was dropped: what is there is the old or the new one.
-    pub(super) is_uncertain: bool,
+    /// A write of it failed or was dropped: up to here each sector may be old or new. 0 if the disk has what memory has.
+    pub(super) uncertain_end: u64,
+}
+
+impl HeaderState {
+    /// Whether the disk may have something else than memory.
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.uncertain_end != 0
+    }
 }
 
 impl Writer {
