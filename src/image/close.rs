@@ -5,7 +5,6 @@ use crate::storage::Storage;
 
 use super::Image;
 use super::bitmap::InUse;
-use super::commit::flush;
 use super::writer::{Target, Top};
 
 /// Releasing what was unmapped makes refcounts dirty, and a dropped write may have held it up: then once more.
@@ -45,7 +44,7 @@ impl<S: Storage> Image<S> {
         }
         match target {
             Target::Qcow2(top) => top.write_all().await?,
-            Target::Raw(layer) => flush(&layer.storage).await?,
+            Target::Raw(layer) => writer.flush_raw(layer).await?,
         }
         *closed = true;
         Ok(())

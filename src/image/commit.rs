@@ -24,11 +24,11 @@ use crate::sync::Ordering;
 
 use super::Image;
 use super::free::{Free, FreeReason};
-use super::layer::{DataFile, RunKind};
+use super::layer::{DataFile, RawLayer, RunKind};
 use super::mutant::{self, Mutant};
 use super::requests::Chore;
 use super::settling::File;
-use super::writer::{Target, Top};
+use super::writer::{Target, Top, Writer};
 
 /// How much is copied at a time, in bytes.
 const BATCH_LEN_BYTES: u64 = 4 << 20;
@@ -58,15 +58,27 @@ impl<S: Storage> Image<S> {
     pub(super) async fn flush_by(&self, _op: &Chore<'_>) -> Result<()> {
         match self.target() {
             Ok((_, Target::Qcow2(top))) => top.commit().await,
-            Ok((_, Target::Raw(layer))) => flush(&layer.storage).await,
+            Ok((writer, Target::Raw(layer))) => writer.flush_raw(layer).await,
             // An image that is read-only has nothing to write.
             Err(_) => Ok(()),
         }
     }
 }
 
+impl Writer {
+    /// Flushes a raw image. As [`Top::barrier`], one at a time, and a failed one is the last.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], and the image is latched; [`Error::Latched`] if it was.
+    pub(super) async fn flush_raw<S: Storage>(&self, layer: &RawLayer<S>) -> Result<()> {
+        let _one = self.flushing.lock().await;
+        self.must_not_be_latched()?;
+        flush(&layer.storage).await.inspect_err(|error| self.latch(error.to_string()))
+    }
+}
+
 /// Flushes a storage.
-pub(super) async fn flush<S: Storage>(storage: &S) -> Result<()> {
+async fn flush<S: Storage>(storage: &S) -> Result<()> {
     storage.flush().await.map_err(|error| Error::storage("flush", 0, 0, error))
 }
 

@@ -26,7 +26,6 @@ use crate::sync::Ordering;
 use super::Image;
 #[cfg(feature = "write")]
 use super::check::make_writable;
-use super::commit::flush;
 use super::layer::{Body, DataFile, Layer, Qcow2Layer};
 use super::mutant::{self, Mutant};
 use super::open::Structures;
@@ -149,10 +148,10 @@ impl<S: Storage> Image<S> {
                 }
                 Ok(None)
             }
-            (Ok((_, target)), None) => {
+            (Ok((writer, target)), None) => {
                 match target {
                     Target::Qcow2(top) => top.write_all().await?,
-                    Target::Raw(layer) => flush(&layer.storage).await?,
+                    Target::Raw(layer) => writer.flush_raw(layer).await?,
                 }
                 Ok(None)
             }

@@ -32,6 +32,7 @@ mod model;
 mod mutants;
 mod oracle;
 mod qemu_agrees;
+mod raw;
 mod seeds;
 mod setup;
 mod snapshots;
