@@ -556,6 +556,23 @@ fn outcomes_of_a_power_loss_are_all_there_is() {
 }
 
 #[test]
+fn flushed_write_is_there_although_a_dropped_one_had_made_the_disk_longer() {
+    for seed in 0..200 {
+        let executor = Executor::new(seed);
+        let disk = SimStorage::new(&executor, Vec::new(), Faults::none());
+        executor
+            .run(async {
+                let _ = cut(write(&disk, 10, 1, 1), 1).await;
+                executor.clock().sleep(Duration::from_millis(100)).await;
+                write(&disk, 5, 2, 1).await.unwrap();
+                Storage::flush(&disk).await.unwrap();
+            })
+            .unwrap();
+        assert_eq!(tags(&disk.crash()).get(5), Some(&2), "seed {seed}");
+    }
+}
+
+#[test]
 fn failure_of_a_dropped_flush_is_told_by_the_next_one() {
     let executor = Executor::new(1);
     let mut faults = Faults::none();

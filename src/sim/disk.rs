@@ -244,8 +244,11 @@ impl Disk {
     }
 
     fn extend(&mut self, change: u64, end: u64) {
-        if end > self.len() {
-            self.len.push(change, end);
+        // A change that lies within what another one has made of the length needs that length as well: when it is durable,
+        // it is there, whatever becomes of the other one.
+        let len = self.len().max(end);
+        if self.len.any(|version| *version < end) {
+            self.len.push(change, len);
         }
     }
 

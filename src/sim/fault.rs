@@ -3,20 +3,22 @@
 //! # The fault model
 //!
 //! **Time.** A request takes up to [`Faults::latency_max`], chosen anew for each, so that requests complete in any
-//! order. Some stall for [`Faults::stall`] of virtual time. The synchronous doors answer now and then.
+//! order. Some stall for [`Faults::stall`] of virtual time, and some discards ([`Faults::slow_discards`]) take many times as
+//! long as anything else. The synchronous doors answer now and then.
 //!
 //! **Landing.** A change (write, zeroing, discard, new length) lands at one moment between its request and its
 //! completion; from then on it is read. Some writes ([`Faults::split`]) land in several steps, each a range of whole
 //! sectors at a moment of its own, in any order. Until a flush has made it durable a change is volatile. The length is
-//! no better off than a sector: it has a durable version and volatile ones, in order.
+//! no better off than a sector: it has a durable version and volatile ones, in order. What a write needs of it becomes durable
+//! with the write, although another one has made the disk longer that is not durable yet.
 //!
 //! **Flush** makes durable what was *completed before it was asked for*: whose future had returned. What was in flight
 //! then, or was asked for afterwards, is a coin toss, for each sector by itself. A later version that becomes durable
 //! replaces earlier ones of its sector.
 //!
-//! **Dropped futures.** A change whose future is dropped lands some time later, or never. The next flush that is asked
-//! for after that and succeeds decides: when it returns, the change has landed or never will. Whether it is durable
-//! then is a coin toss.
+//! **Dropped futures.** A change whose future is dropped lands some time later, which may be when many other requests have
+//! come and gone, or never. The next flush that is asked for after that and succeeds decides: when it returns, the change
+//! has landed or never will. Whether it is durable then is a coin toss.
 //!
 //! **Discard** leaves every whole sector of its range old, zero or full of rubbish, and until it is durable a power loss
 //! may choose again. It touches no byte outside its range.
@@ -44,6 +46,9 @@ use std::time::Duration;
 
 use super::random::Random;
 
+/// How many times as long slow discards take at most, and how many times as late as anything else a dropped change lands.
+const LATE: u64 = 16;
+
 /// How a simulated disk behaves: how long requests take, and how often what goes wrong. Chances are in 1000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -56,6 +61,8 @@ pub struct Faults {
     pub at_once: u32,
     /// How often a write of several sectors lands in several steps.
     pub split: u32,
+    /// How often a discard takes many times as long as anything else.
+    pub slow_discards: u32,
     /// How often a request stalls, and
     pub stalls: u32,
     /// for how long.
@@ -87,6 +94,7 @@ impl Faults {
             at_hand: 500,
             at_once: 250,
             split: 200,
+            slow_discards: 250,
             stalls: 0,
             stall: Duration::from_secs(30),
             read_errors: 0,
@@ -116,6 +124,7 @@ impl Faults {
             at_hand: some(1000),
             at_once: some(1000),
             split: some(1000),
+            slow_discards: some(1000),
             stalls: some(20),
             read_errors: some(50),
             write_errors: some(50),
@@ -180,12 +189,21 @@ impl Plan {
     }
 
     /// How long the next request takes.
-    pub(super) fn latency(&self, random: &mut Random) -> Duration {
+    pub(super) fn latency(&self, operation: Operation, random: &mut Random) -> Duration {
+        if operation == Operation::Discard && random.chance(self.faults.slow_discards) {
+            return self.delay(random);
+        }
         if random.chance(self.faults.stalls) {
             return self.faults.stall;
         }
         let most = u64::try_from(self.faults.latency_max.as_nanos()).unwrap_or(u64::MAX);
         Duration::from_nanos(random.below(most.saturating_add(1).max(1)))
+    }
+
+    /// How late something lands that nobody waits for.
+    pub(super) fn delay(&self, random: &mut Random) -> Duration {
+        let most = u64::try_from(self.faults.latency_max.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(random.below(most.saturating_mul(LATE).saturating_add(1).max(1)))
     }
 
     /// Whether the synchronous door answers.

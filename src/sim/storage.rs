@@ -129,7 +129,7 @@ impl SimStorage {
             let text = format!("{len} bytes at {offset:#x} reach past {LEN_MAX:#x}");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
         }
-        let latency = state.plan.latency(&mut state.random);
+        let latency = state.plan.latency(operation, &mut state.random);
         let mut fault = state.plan.fault(operation, &mut state.random);
         if let Some((_, failure)) = state.named.filter(|&(number, _)| number == state.requests) {
             fault = Some(failure);
@@ -227,7 +227,7 @@ impl Drop for Request<'_> {
                 0 => Duration::MAX,
                 1 => step.due,
                 _ => {
-                    let wait = state.plan.latency(&mut state.random);
+                    let wait = state.plan.delay(&mut state.random);
                     step.due.saturating_add(wait)
                 }
             };

@@ -44,6 +44,11 @@ impl<T: Clone> Versions<T> {
         self.volatile.is_empty()
     }
 
+    /// Whether a power loss may leave such a value.
+    pub(super) fn any(&self, is: impl Fn(&T) -> bool) -> bool {
+        is(&self.durable) || self.volatile.iter().any(|version| is(&version.value))
+    }
+
     pub(super) fn push(&mut self, change: u64, value: T) {
         self.volatile.push(Version { change, value, forgotten: false });
     }
