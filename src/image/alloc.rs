@@ -14,7 +14,6 @@ use crate::format::{HostOffset, RefcountTableEntry, refcount};
 use crate::storage::Storage;
 
 use super::free::{Free, FreeReason};
-use super::mutant::{self, Mutant};
 use super::ownership::Owner;
 use super::refcount_slices::Refcounts;
 use super::settling::File;
@@ -418,10 +417,7 @@ impl<'a, S: Storage> Top<'a, S> {
             // What may yet land there has to be waited for: it may be anywhere, so that no other cluster is better.
             let bits = geometry.cluster_bits();
             let range = cluster << bits..(cluster + 1) << bits;
-            if free
-                && self.writer.settling.overlaps(File::Image, &range)
-                && !mutant::is(Mutant::ForgetDroppedWrites)
-            {
+            if free && self.writer.settling.overlaps(File::Image, &range) {
                 self.settle().await?;
                 continue;
             }

@@ -114,7 +114,7 @@ impl<S: Storage> Top<'_, S> {
 
     /// Waits until no write that was dropped before can land any more.
     pub(super) async fn settle(&self) -> Result<()> {
-        if self.writer.settling.is_unsettled() && !mutant::is(Mutant::ForgetDroppedWrites) {
+        if self.writer.settling.is_unsettled() {
             self.barrier().await?;
         }
         Ok(())

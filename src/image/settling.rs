@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 
+use super::mutant::{self, Mutant};
 use super::requests::{Held, Request, Requests};
 
 /// Which file a range lies in.
@@ -116,7 +117,7 @@ impl Landing<'_> {
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
-        if self.ended {
+        if self.ended || mutant::is(Mutant::ForgetDroppedWrites) {
             return;
         }
         let held = self.request.map(Request::hold);
