@@ -1,6 +1,7 @@
 //! The chores that a newcomer meets: the demonstration and the tests.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::process::{cargo, command, run, step};
 use crate::{Result, fuzz, paths, races, real_image, setup};
@@ -63,7 +64,12 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
     let mut suites = Suites::default();
     if engine {
         suites.run("test the engine, the command and the documentation", || {
-            run(cargo().args(["test", "--workspace", "--all-features", "--no-fail-fast"]))
+            let mut tests = cargo();
+            tests.args(["test", "--workspace", "--all-features", "--no-fail-fast", "--"]);
+            run(tests.args(OPTIMISED.iter().flat_map(|name| ["--skip", name])))
+        });
+        suites.run("live in the simulator, optimised", || {
+            run(simulator().args(["--", "--nocapture"]))
         });
         suites.run("check the protocols of the cache and its cleaner", || races::model(None));
     }
@@ -89,10 +95,9 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
 pub(crate) fn sim(seeds: u64, from: u64) -> Result<()> {
     setup::image_tools()?;
     step(&format!("live through {seeds} seeds from {from} on"), || {
-        run(cargo()
+        run(simulator()
             .env("COWSHED_SIM_SEEDS", seeds.to_string())
             .env("COWSHED_SIM_FROM", from.to_string())
-            .args(["test", "--release", "--features", "sim", "--test", "sim_write"])
             .args(["lives_of_disks", "--", "--nocapture"]))
     })
 }
@@ -101,14 +106,27 @@ pub(crate) fn sim(seeds: u64, from: u64) -> Result<()> {
 pub(crate) fn sim_mutants() -> Result<()> {
     setup::image_tools()?;
     step("switch off each rule of writing", || {
-        run(cargo().args(["test", "--release", "--features", "sim", "--test", "sim_write"]).args([
-            "each_rule",
-            "--",
-            "--include-ignored",
-            "--nocapture",
-        ]))
+        run(simulator().args(["each_rule", "--", "--include-ignored", "--nocapture"]))
     })
 }
+
+/// The simulator's tests of writing: fast, and with every check.
+fn simulator() -> Command {
+    let mut simulator = cargo();
+    simulator
+        .args(["test", "--profile", "sim", "--no-default-features", "--features", "sim,encryption"])
+        .args(["--test", "sim_write"]);
+    simulator
+}
+
+/// Tests of the simulator that are not run before they are optimised.
+const OPTIMISED: [&str; 5] = [
+    "lives_of_disks_keep_every_promise",
+    "each_call_that_fails_leaves_the_disk_whole",
+    "request_dropped_at_any_poll",
+    "every_short_program_survives",
+    "rules_that_are_missed_soon",
+];
 
 /// How long each fuzz target runs among the tests.
 const FUZZ_SECONDS: u32 = 10;

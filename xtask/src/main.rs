@@ -27,7 +27,7 @@ Chores of the cowshed project.
       Debian disk that it builds) and serves the page on localhost until Ctrl-C.
   cargo xtask test [--no-browser] [--no-fuzz] [--no-engine]
       Sets the machine up and runs every test: the engine and the command, the documentation, the engine in
-      headless Chromium, the page in Chromium, ten seconds of each fuzz target.
+      headless Chromium, the page in Chromium, 2,000 lives of disks, ten seconds of each fuzz target.
   cargo xtask setup
       Only the set-up of the other two.
   cargo xtask pkg
