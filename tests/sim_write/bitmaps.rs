@@ -10,7 +10,7 @@ use cowshed::storage::MemoryStorage;
 use futures::executor::block_on;
 
 use super::engine::{Files, Frozen};
-use super::workload::{Plan, What};
+use super::workload::{Plan, Tail, What};
 
 /// The bitmaps: name, granularity, and whether it is enabled.
 const BITMAPS: [(&[u8], u64, bool); 3] =
@@ -95,12 +95,15 @@ pub fn check(
 
 /// The sectors that some request may have changed, in whole granules.
 fn may_be_marked(plan: &Plan, granularity: u64, sectors_len: usize) -> Vec<bool> {
+    if plan.tails.iter().any(|tail| *tail != Tail::Nothing) {
+        return vec![true; sectors_len];
+    }
     let mut may = vec![false; sectors_len];
     for op in &plan.ops {
         match op.what {
             What::Read | What::Flush | What::Resize => continue,
             // Another state of the disk may differ anywhere.
-            What::Snapshot(..) => return vec![true; sectors_len],
+            What::Snapshot(..) | What::Empty => return vec![true; sectors_len],
             _ => {}
         }
         let start = op.offset / granularity * granularity;

@@ -6,7 +6,7 @@ use cowshed::image::ZeroMode;
 
 use super::engine::{Act, Cow, How};
 use super::seeds::try_live;
-use super::setup::Setup;
+use super::setup::{DataFile, Setup};
 use super::workload::{Looks, Op, PLAIN, Plan, What};
 
 /// More polls than any request takes.
@@ -31,6 +31,7 @@ fn request_dropped_at_any_poll_loses_nothing_and_leaks_nothing() {
             (What::WriteZeroes(ZeroMode::KeepSpace), 512, cluster),
             (What::Discard, 0, 2 * cluster),
             (What::Flush, 0, 0),
+            (What::Empty, 0, 0),
         ];
         if setup.compresses() {
             kinds.push((What::WriteCompressed, cluster, cluster));
@@ -75,27 +76,75 @@ fn request_dropped_at_any_poll_loses_nothing_and_leaks_nothing() {
                 (What::Read, 0, 4 * cluster),
                 (What::Snapshot(Act::Delete, 1), 0, 0),
             ]);
-            let mut done = false;
-            for polls in 1..POLLS_MAX {
-                let mut plan = Plan::simple(seed + 1000 * polls, setup, how, ops.clone());
-                plan.ops[dropped].polls = Some(polls);
-                plan.looks = Looks::Some(20, 5);
-                let lived = try_live(&Cow, &plan, &plan.ops);
-                let (counts, _) = lived.unwrap_or_else(|what| {
-                    let ops: Vec<String> = plan.ops.iter().map(Op::to_string).collect();
-                    panic!("seed {}: {what}\n{setup:?} {how:?}\n{}", plan.seed, ops.join("\n"))
-                });
-                lives += 1;
-                if counts.dropped == 0 {
-                    polls_most = polls_most.max(polls);
-                    // Once more: the next seed may take longer.
-                    if std::mem::replace(&mut done, true) {
-                        break;
-                    }
-                }
-            }
-            assert!(done, "{kind:?} takes more than {POLLS_MAX} polls on {setup:?}");
+            let (lived, polls) = drop_at_each_poll(seed, setup, how, &ops, dropped);
+            lives += lived;
+            polls_most = polls_most.max(polls);
         }
     }
     println!("{lives} lives, at most {polls_most} polls");
+}
+
+/// As long as a refcount table of a cluster tells of, but for some clusters.
+const NEARLY_FULL: Setup = Setup {
+    version: 3,
+    cluster_bits: 9,
+    refcount_bits: 64,
+    extended_l2: false,
+    lazy_refcounts: false,
+    zstd: false,
+    data_file: DataFile::Internal,
+    backing_len: 0,
+    snapshot: false,
+    metadata_preallocated: true,
+    made_by_qemu: false,
+    bitmaps: false,
+    encrypted: false,
+    size: 3930 * 512,
+    size_max: 4200 * 512,
+};
+
+#[test]
+fn write_that_moves_the_refcount_table_can_be_dropped_at_any_poll() {
+    let used = NEARLY_FULL.make().image.len() as u64 / 512;
+    let left = 64 * 64 - used;
+    assert!((1..64).contains(&left), "{used} clusters");
+    let (size, size_max) = (NEARLY_FULL.size, NEARLY_FULL.size_max);
+    let ops = [
+        (What::Resize, 0, size_max),
+        (What::Write, size, 512 * (left + 2)),
+        (What::Write, size_max - 8192, 8192),
+        (What::Flush, 0, 0),
+        (What::Write, 0, 512),
+        (What::Read, 0, size_max),
+    ];
+    let (lives, polls) = drop_at_each_poll(77, NEARLY_FULL, PLAIN, &ops, 1);
+    println!("{lives} lives, at most {polls} polls");
+}
+
+/// Lives in each of which the request with the number `dropped` is dropped at another poll. Returns how many lives there
+/// were, and how many polls the request takes.
+fn drop_at_each_poll(
+    seed: u64,
+    setup: Setup,
+    how: How,
+    ops: &[(What, u64, u64)],
+    dropped: usize,
+) -> (u64, u64) {
+    let (mut lives, mut done) = (0, false);
+    for polls in 1..POLLS_MAX {
+        let mut plan = Plan::simple(seed + 1000 * polls, setup, how, ops.iter().copied());
+        plan.ops[dropped].polls = Some(polls);
+        plan.looks = Looks::Some(20, 5);
+        let lived = try_live(&Cow, &plan, &plan.ops);
+        let (counts, _) = lived.unwrap_or_else(|what| {
+            let ops: Vec<String> = plan.ops.iter().map(Op::to_string).collect();
+            panic!("seed {}: {what}\n{setup:?} {how:?}\n{}", plan.seed, ops.join("\n"))
+        });
+        lives += 1;
+        // Once more when it was not dropped: the next seed may take longer.
+        if counts.dropped == 0 && std::mem::replace(&mut done, true) {
+            return (lives, polls);
+        }
+    }
+    panic!("{:?} takes more than {POLLS_MAX} polls on {setup:?}", ops[dropped]);
 }

@@ -15,7 +15,11 @@ use cowshed::storage::{Buf, SendStorage, Storage};
 use cowshed::workers::Workers;
 use cowshed::{Error, Result};
 
+use super::model::{BACKING, OTHER, Tag, ZEROS};
 use super::setup::{KEY, Made};
+
+/// How many files an image has at most.
+pub const FILES: usize = 4;
 
 /// The files of an image, on storages of one kind.
 #[derive(Clone)]
@@ -23,21 +27,66 @@ pub struct Files<S> {
     pub image: S,
     pub data: Option<S>,
     pub backing: Option<S>,
+    /// A file that can be the backing file.
+    pub other: Option<S>,
+}
+
+/// What lies below an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Below {
+    Nothing,
+    Backing,
+    Other,
+}
+
+impl Below {
+    /// What is read there.
+    pub fn tag(self) -> Tag {
+        match self {
+            Self::Nothing => ZEROS,
+            Self::Backing => BACKING,
+            Self::Other => OTHER,
+        }
+    }
+
+    /// What an image calls it.
+    pub fn name(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Nothing => None,
+            Self::Backing => Some(b"backing.raw"),
+            Self::Other => Some(b"other.raw"),
+        }
+    }
 }
 
 impl<S> Files<S> {
+    /// The file that lies below.
+    pub fn below(&self, below: Below) -> Option<&S> {
+        match below {
+            Below::Nothing => None,
+            Below::Backing => self.backing.as_ref(),
+            Below::Other => self.other.as_ref(),
+        }
+    }
+
     /// The same files on other storages.
     pub fn map<T>(&self, each: impl Fn(&S) -> T) -> Files<T> {
         Files {
             image: each(&self.image),
             data: self.data.as_ref().map(&each),
             backing: self.backing.as_ref().map(&each),
+            other: self.other.as_ref().map(&each),
         }
+    }
+
+    /// Each of them, or that there is none.
+    pub fn numbered(&self) -> [Option<&S>; FILES] {
+        [Some(&self.image), self.data.as_ref(), self.backing.as_ref(), self.other.as_ref()]
     }
 
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &S> {
-        [Some(&self.image), self.data.as_ref(), self.backing.as_ref()].into_iter().flatten()
+        self.numbered().into_iter().flatten()
     }
 }
 
@@ -48,6 +97,7 @@ impl Files<Arc<[u8]>> {
             image: Arc::clone(&made.image),
             data: made.data.clone(),
             backing: made.backing.clone(),
+            other: Some(Arc::clone(&made.other)),
         }
     }
 }
@@ -58,11 +108,28 @@ impl<S: Storage + Clone> Gate for Files<S> {
     async fn open(&self, reference: &Reference<'_>) -> Result<Answer<S>> {
         let (storage, name) = match reference.kind {
             ReferenceKind::DataFile => (&self.data, "data"),
+            ReferenceKind::BackingFile if Some(reference.name) == Below::Other.name() => {
+                (&self.other, "other")
+            }
             ReferenceKind::BackingFile => (&self.backing, "backing"),
         };
         let storage = storage.clone().expect("the image names what it was made with");
         let format = Format::Raw;
         Ok(Answer::Open(Source { storage, format, location: name.into(), identity: None }))
+    }
+}
+
+/// The gate of an image that goes into its backing file, which is open elsewhere.
+struct Alone<'a, S>(&'a Files<S>);
+
+impl<S: Storage + Clone> Gate for Alone<'_, S> {
+    type Storage = S;
+
+    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<S>> {
+        match reference.kind {
+            ReferenceKind::DataFile => self.0.open(reference).await,
+            ReferenceKind::BackingFile => Ok(Answer::Zeros),
+        }
     }
 }
 
@@ -76,6 +143,23 @@ pub struct How {
     pub write_through: bool,
     pub discard_no_unref: bool,
     pub pass_discard: bool,
+}
+
+impl How {
+    fn options(self) -> OpenOptions {
+        let mut options = OpenOptions::default();
+        options.key = Some(KEY.into());
+        options.write = Some(write_options(self));
+        options.cache.cache_clean_interval =
+            Some(std::time::Duration::from_millis(self.clean_interval));
+        if self.tiny_caches {
+            // Two slices.
+            options.cache.l2_cache_size = Some(0);
+            options.cache.l2_cache_entry_size = Some(512);
+            options.inflated_len_bytes_max = 0;
+        }
+        options
+    }
 }
 
 /// What is simulated.
@@ -109,6 +193,25 @@ pub trait Engine {
     /// What a check finds.
     async fn check(&self, files: &Files<Frozen>) -> Result<Health>;
 
+    /// Puts something else below the image, whose disk stays as it is.
+    async fn rebase<S: Storage + Clone>(
+        &self,
+        guest: &Self::Guest<S>,
+        files: &Files<S>,
+        below: Below,
+    ) -> Result<()>;
+
+    /// Copies what the image has into what lies below it, and makes it empty.
+    async fn commit<S: Storage + Clone>(
+        &self,
+        files: &Files<S>,
+        how: How,
+        below: Below,
+    ) -> Result<()>;
+
+    /// What lies below.
+    async fn below(&self, files: &Files<Frozen>) -> Result<Below>;
+
     /// Gives back what has leaked, if it can. Returns whether it can.
     async fn repair<S: Storage + Clone>(&self, files: &Files<S>) -> Result<bool>;
 }
@@ -125,6 +228,7 @@ pub trait Guest {
     async fn resize(&self, size: u64) -> Result<()>;
     /// Gives the image settings that `choice` stands for, maybe read-only ones in between. Everything before is durable then.
     async fn change_settings(&self, how: How, choice: u64) -> Result<Option<Cleaner>>;
+    async fn make_empty(&self) -> Result<()>;
     async fn close(&self) -> Result<()>;
     /// Takes, applies or deletes the snapshot of this name.
     async fn snapshot(&self, act: Act, name: &str) -> Result<()>;
@@ -150,6 +254,8 @@ pub struct Health {
     pub only_flags: bool,
     /// Corruptions, and what could not be checked.
     pub wrong: Vec<String>,
+    /// The first things that it has found.
+    pub findings: Vec<String>,
 }
 
 /// The engine of this crate.
@@ -164,18 +270,8 @@ impl Engine for Cow {
         how: How,
         workers: Option<Arc<dyn Workers>>,
     ) -> Result<(Image<S>, Option<Cleaner>)> {
-        let mut options = OpenOptions::default();
-        options.key = Some(KEY.into());
-        options.write = Some(write_options(how));
+        let mut options = how.options();
         options.workers = workers;
-        options.cache.cache_clean_interval =
-            Some(std::time::Duration::from_millis(how.clean_interval));
-        if how.tiny_caches {
-            // Two slices.
-            options.cache.l2_cache_size = Some(0);
-            options.cache.l2_cache_entry_size = Some(512);
-            options.inflated_len_bytes_max = 0;
-        }
         let source = Source::qcow2(files.image.clone(), "image");
         let opened = Image::open(source, files, options).await?;
         Ok((opened.image, opened.cleaner))
@@ -207,6 +303,9 @@ impl Engine for Cow {
         let mut findings: Vec<Finding> = Vec::new();
         let report = check_storage(&files.image, &CheckOptions::default(), &mut findings).await?;
         let mut health = Health { leaks: report.leaks, ..Health::default() };
+        let found = findings.iter().take(10);
+        health.findings =
+            found.map(|it| format!("{it} ({} at {:#x})", it.structure, it.offset)).collect();
         if report.corruptions + report.check_errors > 0 {
             health.wrong.push(format!("{report:?}"));
             let is_flag = |it: &&Finding| {
@@ -214,14 +313,57 @@ impl Engine for Cow {
             };
             let flags: u64 = findings.iter().filter(is_flag).map(|it| it.times).sum();
             health.only_flags = flags == report.corruptions + report.check_errors;
-            let findings = findings.iter().take(10);
-            health
-                .wrong
-                .extend(findings.map(|it| format!("{it} ({} at {:#x})", it.structure, it.offset)));
+            health.wrong.extend(health.findings.iter().cloned());
             // Incompatible features, bit 0.
             health.dirty = files.image.0[79] & 1 != 0 && files.image.0[7] >= 3;
         }
         Ok(health)
+    }
+
+    async fn rebase<S: Storage + Clone>(
+        &self,
+        guest: &Image<S>,
+        files: &Files<S>,
+        below: Below,
+    ) -> Result<()> {
+        let base = match files.below(below) {
+            Some(file) => {
+                let source = Source::raw(file.clone(), "base");
+                Some(Image::open(source, files, OpenOptions::default()).await?.image)
+            }
+            None => None,
+        };
+        let mut rebase = guest.rebase_onto(base.as_ref(), None, false)?;
+        while rebase.step().await?.is_some() {}
+        guest.set_backing_file(below.name().map(|name| (name, &b"raw"[..]))).await
+    }
+
+    async fn commit<S: Storage + Clone>(
+        &self,
+        files: &Files<S>,
+        how: How,
+        below: Below,
+    ) -> Result<()> {
+        let Some(base) = files.below(below) else { return Ok(()) };
+        let mut options = how.options();
+        options.cache.cache_clean_interval = Some(std::time::Duration::ZERO);
+        let source = Source::raw(base.clone(), "base");
+        let base = Image::open(source, files, options.clone()).await?.image;
+        let source = Source::qcow2(files.image.clone(), "image");
+        let image = Image::open(source, &Alone(files), options).await?.image;
+        let mut merge = image.merge_into(&base).await?;
+        while merge.step().await?.is_some() {}
+        base.close().await?;
+        image.make_empty().await?;
+        image.close().await
+    }
+
+    async fn below(&self, files: &Files<Frozen>) -> Result<Below> {
+        let image = self.open_to_read(files).await?;
+        let name = image.header().and_then(|header| header.backing_file.clone());
+        let all = [Below::Nothing, Below::Backing, Below::Other];
+        let found = all.into_iter().find(|below| below.name() == name.as_deref());
+        Ok(found.expect("the image names what it was told"))
     }
 
     async fn repair<S: Storage + Clone>(&self, files: &Files<S>) -> Result<bool> {
@@ -290,6 +432,10 @@ impl<S: Storage> Guest for Image<S> {
         let mut options = ResizeOptions::default();
         options.shrink = true;
         self.resize(size, &options).await
+    }
+
+    async fn make_empty(&self) -> Result<()> {
+        self.make_empty().await
     }
 
     async fn close(&self) -> Result<()> {
@@ -383,6 +529,8 @@ pub struct FlatGuest<S> {
     storage: S,
     /// Held by each change: one at a time.
     changing: futures::lock::Mutex<()>,
+    /// Held by each flush: beside one that fails another one may succeed that has lost as much.
+    flushing: futures::lock::Mutex<()>,
     size: std::cell::Cell<u64>,
     flat: Flat,
 }
@@ -399,7 +547,7 @@ impl Engine for Flat {
     }
 
     fn files(&self, made: &Made) -> Files<Arc<[u8]>> {
-        Files { image: Arc::clone(&made.first), data: None, backing: None }
+        Files { image: Arc::clone(&made.first), data: None, backing: None, other: None }
     }
 
     async fn open<S: Storage + Clone>(
@@ -413,6 +561,7 @@ impl Engine for Flat {
             FlatGuest {
                 storage: files.image.clone(),
                 changing: futures::lock::Mutex::new(()),
+                flushing: futures::lock::Mutex::new(()),
                 size,
                 flat: *self,
             },
@@ -425,6 +574,7 @@ impl Engine for Flat {
         Ok(FlatGuest {
             storage: files.image.clone(),
             changing: futures::lock::Mutex::new(()),
+            flushing: futures::lock::Mutex::new(()),
             size,
             flat: *self,
         })
@@ -436,6 +586,28 @@ impl Engine for Flat {
 
     async fn check(&self, _files: &Files<Frozen>) -> Result<Health> {
         Ok(Health::default())
+    }
+
+    async fn rebase<S: Storage + Clone>(
+        &self,
+        _guest: &FlatGuest<S>,
+        _files: &Files<S>,
+        _below: Below,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    async fn commit<S: Storage + Clone>(
+        &self,
+        _files: &Files<S>,
+        _how: How,
+        _below: Below,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    async fn below(&self, _files: &Files<Frozen>) -> Result<Below> {
+        Ok(Below::Nothing)
     }
 
     async fn repair<S: Storage + Clone>(&self, _files: &Files<S>) -> Result<bool> {
@@ -521,6 +693,7 @@ impl<S: Storage> Guest for FlatGuest<S> {
         if self.is(FlatFault::NoFlush) {
             return Ok(());
         }
+        let _one = self.flushing.lock().await;
         self.storage.flush().await.map_err(failed)
     }
 
@@ -543,6 +716,11 @@ impl<S: Storage> Guest for FlatGuest<S> {
 
     fn has_snapshot(&self, _name: &str) -> bool {
         false
+    }
+
+    async fn make_empty(&self) -> Result<()> {
+        self.write_zeroes(0, self.size(), ZeroMode::MayUnmap).await?;
+        self.flush().await
     }
 
     async fn close(&self) -> Result<()> {

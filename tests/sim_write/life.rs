@@ -13,18 +13,21 @@ use futures::executor::block_on;
 use futures::future::join_all;
 
 use super::bitmaps;
-use super::engine::{Act, Engine, Files, Frozen, Guest};
-use super::model::{BACKING, Contents, Effect, KEPT, Model, ZEROS};
+use super::engine::{Act, Below, Engine, FILES, Files, Frozen, Guest};
+use super::model::{Contents, Effect, KEPT, Model, ZEROS};
 use super::qemu_agrees;
 use super::setup::Made;
 use super::snapshots::Snapshots;
-use super::workload::{End, Looks, Op, Plan, What, no_faults};
+use super::workload::{End, Looks, Op, Plan, Tail, What, can_fail};
 
 /// How often a crash comes in the middle of the recovery from another, in 1000.
 const AGAIN_PERMILLE: u32 = 250;
 
 /// How many steps a request may take: several for each part of each table of an image with large clusters.
 const STEPS_MAX: u64 = 1_000_000;
+
+/// How often a commit is looked at.
+const COMMIT_LOOKS_MAX: u64 = 12;
 
 /// What came of lives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,8 +43,8 @@ pub struct Counts {
     pub repairs: u64,
     /// States that QEMU has checked and compared.
     pub qemu: u64,
-    /// Requests of the image's disk in the first phase.
-    pub calls: u64,
+    /// Requests of each file in the first phase.
+    pub calls: [u64; FILES],
 }
 
 impl Counts {
@@ -54,7 +57,9 @@ impl Counts {
         self.recoveries += other.recoveries;
         self.repairs += other.repairs;
         self.qemu += other.qemu;
-        self.calls += other.calls;
+        for (calls, more) in self.calls.iter_mut().zip(other.calls) {
+            *calls += more;
+        }
     }
 }
 
@@ -83,6 +88,8 @@ struct Shared<'a, 'e, G> {
     executor: &'a Executor<'e>,
     /// Those that reconfigurations have brought.
     cleaners: RefCell<Vec<Task<'e, ()>>>,
+    /// What lies below the image.
+    below: Below,
 }
 
 /// Carries out `ops`, which are some of the plan's. Returns the hash of the trace, too.
@@ -93,12 +100,13 @@ pub fn live<E: Engine>(engine: &E, plan: &Plan, ops: &[Op]) -> Result<(Counts, u
     let made = plan.setup.make();
     let executor = plan.executor();
     let mut life = Life::new(engine, plan, &made, &executor);
-    if let Some((number, failure)) = plan.named {
-        life.files.image.fail_request(number, failure);
+    if let Some((file, number, failure)) = plan.named {
+        life.files.numbered()[file].unwrap().fail_request(number, failure);
     }
     for (phase, &end) in plan.ends.iter().enumerate() {
         let ops: Vec<Op> = ops.iter().filter(|op| op.phase == phase).copied().collect();
-        life.phase(&ops, end).map_err(|what| format!("phase {phase}: {what}"))?;
+        life.phase(&ops, plan.tails[phase], end)
+            .map_err(|what| format!("phase {phase}: {what}"))?;
     }
     life.counts.borrow_mut().lives = 1;
     let counts = *life.counts.borrow();
@@ -121,6 +129,8 @@ struct Life<'a, 'e, E> {
     /// The bitmaps that a power loss has left in use.
     in_use: BTreeSet<Vec<u8>>,
     excused: Cell<u64>,
+    /// What lies below the image.
+    below: Cell<Below>,
 }
 
 impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
@@ -131,6 +141,7 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             first: Arc::clone(&made.first),
             backing: made.backing.clone().unwrap_or_default(),
             kept: made.snapshot.clone().unwrap_or_default(),
+            other: Arc::clone(&made.other),
         };
         let size = made.first.len() as u64;
         let mut snapshots = Snapshots::default();
@@ -156,11 +167,12 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             leaky: false,
             in_use: BTreeSet::new(),
             excused: Cell::new(u64::from(plan.named.is_some())),
+            below: Cell::new(if made.backing.is_some() { Below::Backing } else { Below::Nothing }),
         }
     }
 
     /// Opens the disk, does everything, and closes it or crashes.
-    fn phase(&mut self, ops: &[Op], end: End) -> Result<(), String> {
+    fn phase(&mut self, ops: &[Op], tail: Tail, end: End) -> Result<(), String> {
         let (guest, cleaner) = self.recover()?;
         let executor = self.executor;
         executor.steps_max(STEPS_MAX);
@@ -188,18 +200,27 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             excused: &self.excused,
             executor,
             cleaners: RefCell::default(),
+            below: self.below.get(),
         };
+        let rebased = Cell::new(None);
+        let (engine, files) = (self.engine, &self.files);
         let mut lanes: BTreeMap<usize, Vec<Op>> = BTreeMap::new();
         for op in ops {
             lanes.entry(op.lane).or_default().push(*op);
         }
         let all = async {
             join_all(lanes.into_values().map(|ops| shared.lane(ops))).await;
+            if let (Tail::Rebase(below), false) = (tail, shared.latched.get()) {
+                let result = engine.rebase(&shared.guest, files, below).await;
+                shared.hear();
+                rebased.set(result.is_ok().then_some(below));
+                shared.note(shared.allow_rebase(result));
+            }
             end == End::Close && !shared.latched.get() && shared.close().await
         };
         let (mut steps, mut samples, mut before) = (0_u64, 0, None);
         let crash_at = if let End::Crash(at) = end { at } else { u64::MAX };
-        let (files, random) = (&self.files, &mut self.random);
+        let random = &mut self.random;
         let stop = || {
             steps += 1;
             shared.hear();
@@ -233,8 +254,9 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             return Err(wrong);
         }
         let closed = closed == Some(true);
-        if self.counts.borrow().calls == 0 {
-            self.counts.borrow_mut().calls = self.files.image.requests();
+        if self.counts.borrow().calls == [0; FILES] {
+            let calls = self.files.numbered().map(|file| file.map_or(0, SimStorage::requests));
+            self.counts.borrow_mut().calls = calls;
         }
         if !closed {
             // The power goes before anything can be tidied up.
@@ -250,10 +272,79 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
             for disk in self.files.all() {
                 disk.set_faults(Faults::none());
             }
-            self.leaky |= self.plan.faults != no_faults() || self.plan.named.is_some();
+            self.leaky |= can_fail(&self.plan.faults) || self.plan.named.is_some();
             self.files = self.files.map(SimStorage::crash);
         }
-        self.settle(closed)
+        self.settle(closed)?;
+        if rebased.get().is_some_and(|below| below != self.below.get()) {
+            return Err(format!("{:?} lies below, not {rebased:?}", self.below.get()));
+        }
+        if closed && tail == Tail::Commit && self.below.get() != Below::Nothing {
+            self.commit().map_err(|what| format!("commit: {what}"))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what the image has into what lies below it: the disk stays as it is, whatever happens.
+    fn commit(&mut self) -> Result<(), String> {
+        let below = self.below.get();
+        let bytes = self.begin()?;
+        let (files, random) = (&self.files, &mut self.random);
+        let written = [Some(&files.image), files.data.as_ref(), files.below(below)];
+        written.into_iter().flatten().for_each(|disk| disk.set_faults(self.plan.faults));
+        let crash_at = if random.toss() { 1 + random.below(400) } else { u64::MAX };
+        let (mut steps, mut looks, mut wrong) = (0_u64, 0, None);
+        let stop = || {
+            steps += 1;
+            if looks < COMMIT_LOOKS_MAX && random.chance(300) {
+                looks += 1;
+                self.counts.borrow_mut().states += 1;
+                let left = files.map(SimStorage::crash_state);
+                let left = left.map(|disk| Frozen(disk.to_vec().into()));
+                let look = read_all(self.engine, &left)
+                    .and_then(|bytes| self.model.borrow().check_crash(&bytes))
+                    .and_then(|()| check(self.engine, self.plan, &left, u64::MAX));
+                wrong = look.err().map(|what| format!("at step {steps}: {what}"));
+            }
+            steps >= crash_at || wrong.is_some()
+        };
+        let commit = self.engine.commit(files, self.plan.how, below);
+        let result = self.executor.run_until(commit, stop).map_err(|stuck| stuck.to_string())?;
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        let done = match result {
+            Some(Ok(())) => true,
+            Some(Err(Error::Storage { .. } | Error::Latched(_)))
+                if can_fail(&self.plan.faults) || self.excused.take() > 0 =>
+            {
+                false
+            }
+            Some(Err(error)) => return Err(format!("{error} ({error:?})")),
+            None => false,
+        };
+        self.leaky |= !done || can_fail(&self.plan.faults);
+        self.files = self.files.map(SimStorage::crash);
+        self.settle(false)?;
+        let base = self.files.below(below).map(SimStorage::to_vec).unwrap_or_default();
+        if done && !base.starts_with(&bytes) {
+            return Err("the backing file does not have it all".into());
+        }
+        self.begin().map(drop)
+    }
+
+    /// Makes what the files hold what the model begins with, and returns what the disk holds.
+    fn begin(&mut self) -> Result<Arc<[u8]>, String> {
+        let frozen = self.files.map(|disk| Frozen(disk.to_vec().into()));
+        let first: Arc<[u8]> = read_all(self.engine, &frozen)?.into();
+        let granule = self.model.borrow().contents.granule;
+        let below =
+            |file: &Option<Frozen>| file.clone().map_or(Arc::new([]) as Arc<[u8]>, |file| file.0);
+        let (backing, other) = (below(&frozen.backing), below(&frozen.other));
+        let kept = Arc::clone(&self.model.borrow().contents.kept);
+        let contents = Contents { granule, first: Arc::clone(&first), backing, kept, other };
+        self.model.borrow_mut().begin(contents);
+        Ok(first)
     }
 
     /// After a power loss, or a close: what is there is what the model knows from now on.
@@ -278,6 +369,8 @@ impl<'a, 'e, E: Engine> Life<'a, 'e, E> {
                 return Err(format!("{how}: bitmaps are trusted again: {before:?}"));
             }
         }
+        let below = block_on(self.engine.below(&frozen));
+        self.below.set(below.map_err(|error| format!("{how}: {error}"))?);
         let leaks = if self.leaky { u64::MAX } else { 0 };
         check(self.engine, self.plan, &frozen, leaks).map_err(|what| format!("{how}: {what}"))
     }
@@ -359,7 +452,7 @@ fn check<E: Engine>(
         return Err(format!("check finds {}", health.wrong.join("\n  ")));
     }
     if health.leaks > leaks_max && !health.dirty {
-        return Err(format!("check finds {} leaks", health.leaks));
+        return Err(format!("check finds {} leaks: {:?}", health.leaks, health.findings));
     }
     Ok(())
 }
@@ -384,11 +477,48 @@ fn look<E: Engine, G>(
         let found = read_snapshots(engine, &frozen)?;
         shared.snapshots.borrow().check_crash(&found, &shared.model.borrow())?;
     }
+    // By choices of its own, so that the lives without it are those that they were.
+    let own = &mut Random::new(plan.seed ^ shared.counts.borrow().states << 32);
+    if own.chance(AGAIN_PERMILLE) {
+        shared.counts.borrow_mut().recoveries += 1;
+        let again = crash_again(engine, plan, &frozen, own)?;
+        let bytes = read_all(engine, &again).map_err(|what| format!("in recovery: {what}"))?;
+        shared.model.borrow().check_crash(&bytes).map_err(|what| format!("in recovery: {what}"))?;
+        check(engine, plan, &again, u64::MAX).map_err(|what| format!("in recovery: {what}"))?;
+    }
     if random.bits().is_multiple_of(qemu_agrees::ONE_IN) && engine.is_qcow2() {
         shared.counts.borrow_mut().qemu += 1;
         qemu_agrees::check(plan, &frozen, &bytes)?;
     }
     Ok(())
+}
+
+/// Begins to use what a power loss has left, in a world of its own, and loses the power again in the middle of that.
+fn crash_again<E: Engine>(
+    engine: &E,
+    plan: &Plan,
+    left: &Files<Frozen>,
+    random: &mut Random,
+) -> Result<Files<Frozen>, String> {
+    let executor = Executor::new(random.bits());
+    let disk = |file: &Frozen| SimStorage::new(&executor, Arc::clone(&file.0), Faults::none());
+    let (files, repairs) = (left.map(disk), random.toss());
+    let mut steps = 1 + random.below(60);
+    let stop = || {
+        steps -= 1;
+        steps == 0
+    };
+    let recovery = async {
+        if repairs {
+            engine.repair(&files).await?;
+        }
+        let (guest, _) = engine.open(&files, plan.how, None).await?;
+        guest.close().await
+    };
+    match executor.run_until(recovery, stop).map_err(|stuck| stuck.to_string())? {
+        Some(Err(error)) => Err(format!("recovery: {error} ({error:?})")),
+        _ => Ok(files.map(SimStorage::crash).map(|disk| Frozen(disk.to_vec().into()))),
+    }
 }
 
 impl<G: Guest> Shared<'_, '_, G> {
@@ -440,7 +570,7 @@ impl<G: Guest> Shared<'_, '_, G> {
         let size = self.guest.size();
         let (what, mut len) = (op.what, op.len);
         let cluster_size = self.plan.setup.cluster_size();
-        if !matches!(what, What::Flush | What::Resize | What::Snapshot(..) | What::Reconfigure) {
+        if what.has_range() {
             if op.offset >= size {
                 return Ok(());
             }
@@ -512,7 +642,8 @@ impl<G: Guest> Shared<'_, '_, G> {
                 let whole = op.offset.next_multiple_of(cluster_size).min(end);
                 let whole = whole..whole_end.max(whole);
                 let setup = &self.plan.setup;
-                let or = (setup.version == 2 && setup.backing_len > 0).then_some(BACKING);
+                let or = (setup.version == 2 && self.below != Below::Nothing)
+                    .then_some(self.below.tag());
                 // Version 2 has no zero clusters to hide the backing file with.
                 let effect = |range: std::ops::Range<u64>, weak| Effect {
                     from: at(range.start),
@@ -561,13 +692,17 @@ impl<G: Guest> Shared<'_, '_, G> {
                     }),
                 )
             }
+            What::Empty => {
+                drop(model);
+                self.empty(op).await
+            }
             What::Resize => {
                 if len == size {
                     return Ok(());
                 }
                 let (from, to) = (at(size.min(len)), at(size.max(len)));
                 // What is cut off is unmapped first: as long as the size is the old one it shows what lies below.
-                let or = (len < size).then_some(BACKING);
+                let or = (len < size).then_some(self.below.tag());
                 let effect = Effect { from, to, value: ZEROS, or, weak: false };
                 let change = model.start(&op.to_string(), |_| vec![effect]);
                 model.sizing(change, len);
@@ -669,6 +804,27 @@ impl<G: Guest> Shared<'_, '_, G> {
         }
     }
 
+    /// What everything reads that the image itself has nothing of.
+    async fn empty(&self, op: &Op) -> Result<(), String> {
+        let change = {
+            let mut model = self.model.borrow_mut();
+            // A disk that becomes longer meanwhile may lose there, too, what hides a longer backing file.
+            let (size, all) = (self.guest.size() / self.plan.granule, model.granules() as u64);
+            let effect =
+                |from, to, weak| Effect { from, to, value: self.below.tag(), or: None, weak };
+            let at = |granule| usize::try_from(granule).unwrap();
+            model.start(&op.to_string(), |_| {
+                vec![effect(0, at(size), false), effect(at(size), at(all), true)]
+            })
+        };
+        let polls = op.polls.unwrap_or(u64::MAX);
+        let result = cut(self.guest.make_empty(), polls).await;
+        if let Some(Ok(())) = &result {
+            self.model.borrow_mut().is_durable(change);
+        }
+        self.done(change, result)
+    }
+
     fn done(&self, change: u32, result: Option<cowshed::Result<()>>) -> Result<(), String> {
         self.hear();
         let mut model = self.model.borrow_mut();
@@ -719,12 +875,20 @@ impl<G: Guest> Shared<'_, '_, G> {
         }
     }
 
+    /// Whether a rebase may end like this: a small header may have no room for a name.
+    fn allow_rebase(&self, result: cowshed::Result<()>) -> Result<(), String> {
+        match result {
+            Err(Error::LimitExceeded { .. }) => Ok(()),
+            result => self.allow(result).map_err(|what| format!("rebase: {what}")),
+        }
+    }
+
     /// Whether an error is one that the world has made.
     fn allow(&self, result: cowshed::Result<()>) -> Result<(), String> {
         let Err(error) = result else { return Ok(()) };
         self.counts.borrow_mut().failed += 1;
         let latched = format!("{error:?}").contains("Latched");
-        let failing = self.plan.faults != no_faults();
+        let failing = can_fail(&self.plan.faults);
         let named = self.plan.named.is_some();
         match error {
             Error::Storage { .. } if failing => Ok(()),

@@ -44,8 +44,8 @@ use engine::Cow;
 use seeds::{live_all, tell};
 use workload::Plan;
 
-/// How many lives there are where nobody says otherwise: a minute of CI.
-const SEEDS_DEFAULT: u64 = 800;
+/// How many lives there are where nobody says otherwise: 150,000 states after a power loss.
+const SEEDS_DEFAULT: u64 = 2000;
 
 /// Lives that have failed: after a flush that failed beside another one, which succeeded; after a resize that was dropped.
 const FAILED_ONCE: [u64; 4] = [2968, 3422, 11196, 16246];

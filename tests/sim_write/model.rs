@@ -24,6 +24,8 @@ pub const FIRST: Tag = 1;
 pub const BACKING: Tag = 2;
 /// What the snapshot held that there was at first.
 pub const KEPT: Tag = 3;
+/// What the other file holds that can be the backing file.
+pub const OTHER: Tag = 4;
 /// The first tag of a write.
 pub const FIRST_WRITE: Tag = 16;
 
@@ -38,6 +40,8 @@ pub struct Contents {
     pub backing: Arc<[u8]>,
     /// What the snapshot held that there was at first; zeros behind that.
     pub kept: Arc<[u8]>,
+    /// What the other one holds.
+    pub other: Arc<[u8]>,
 }
 
 impl Contents {
@@ -54,6 +58,7 @@ impl Contents {
             FIRST => from(&self.first, bytes),
             BACKING => from(&self.backing, bytes),
             KEPT => from(&self.kept, bytes),
+            OTHER => from(&self.other, bytes),
             _ => {
                 let name = u64::from(tag) << 32 | at as u64;
                 let mut word = name;
@@ -95,14 +100,18 @@ impl Contents {
         if tag >= FIRST_WRITE && self.is(tag, at, bytes) {
             return format!("write {tag} of granule {at}");
         }
-        let first = (0..self.first.len() / self.granule).find(|&at| self.is(FIRST, at, bytes));
-        let backing =
-            (0..self.backing.len() / self.granule).find(|&at| self.is(BACKING, at, bytes));
-        match (first, backing) {
-            (Some(at), _) => format!("what granule {at} held at first"),
-            (_, Some(at)) => format!("what granule {at} of the backing file holds"),
-            _ => format!("{:02x?}", &bytes[..32.min(bytes.len())]),
+        for (tag, file, name) in [
+            (FIRST, &self.first, "the disk at first"),
+            (BACKING, &self.backing, "the backing file"),
+            (KEPT, &self.kept, "the snapshot"),
+            (OTHER, &self.other, "the other file"),
+        ] {
+            let found = (0..file.len() / self.granule).find(|&at| self.is(tag, at, bytes));
+            if let Some(at) = found {
+                return format!("granule {at} of {name}");
+            }
         }
+        format!("{:02x?}", &bytes[..32.min(bytes.len())])
     }
 }
 
@@ -188,6 +197,11 @@ impl Model {
         model
     }
 
+    /// How many granules there may be.
+    pub fn granules(&self) -> usize {
+        self.granules.len()
+    }
+
     fn reset(&mut self, size: u64, value: impl Fn(usize) -> Tag) {
         self.last_change += 1;
         let now = self.now();
@@ -208,6 +222,14 @@ impl Model {
             let value = value(at);
             *versions = vec![Version { change, value, or: None, weak: false, seen: None }];
         }
+    }
+
+    /// From now on the disk holds `bytes` durably, and what lies below it may be something else than before.
+    pub fn begin(&mut self, contents: Contents) {
+        let end = contents.first.len() / contents.granule;
+        self.contents = contents;
+        let size = self.contents.first.len() as u64;
+        self.reset(size, |at| if at < end { FIRST } else { ZEROS });
     }
 
     fn now(&mut self) -> u64 {

@@ -10,14 +10,15 @@ use super::seeds::live_all;
 use super::workload::Plan;
 
 /// Within how many seeds mutants are found.
-const WITHIN: [(Mutant, u64); Mutant::ALL.len() - UNFOUND.len()] = [
+const WITHIN: [(Mutant, u64); Mutant::ALL.len() - 1] = [
     (Mutant::MappingBeforeRefcount, 20),
     (Mutant::MappingBeforeData, 20),
     (Mutant::MappingBeforeWrite, 100),
     (Mutant::L1BeforeL2, 20),
     (Mutant::RefcountTableBeforeBlock, 400),
     (Mutant::ReuseBeforeUnmapping, 20),
-    (Mutant::ReuseBeforePunch, 1000),
+    (Mutant::ReuseUnderRequests, 1000),
+    (Mutant::ReuseBeforePunch, 400),
     (Mutant::NoClaims, 20),
     (Mutant::NoTail, 20),
     (Mutant::CleanAfterFailure, 300),
@@ -28,8 +29,8 @@ const WITHIN: [(Mutant, u64); Mutant::ALL.len() - UNFOUND.len()] = [
     (Mutant::BitmapsStayTrusted, 20),
 ];
 
-/// Those that 2,000 seeds do not find. `tests/isolation.rs` finds the first one; nothing finds the second one yet.
-const UNFOUND: [Mutant; 2] = [Mutant::ReuseUnderRequests, Mutant::ForgetDroppedWrites];
+/// What 700 seeds do not find: flushes come between a dropped write and whoever could be hurt by it, nearly always.
+const UNFOUND: Mutant = Mutant::ForgetDroppedWrites;
 
 /// A number of seeds that costs little.
 const FEW: u64 = 100;
@@ -62,7 +63,7 @@ fn rules_that_are_missed_soon() {
 #[ignore = "takes a minute or two: cargo xtask sim --mutants"]
 fn each_rule_that_is_switched_off_is_missed() {
     let has = |mutant: &Mutant| WITHIN.iter().any(|(found, _)| found == mutant);
-    assert!(Mutant::ALL.iter().all(|mutant| has(mutant) || UNFOUND.contains(mutant)));
+    assert!(Mutant::ALL.iter().all(|mutant| has(mutant) || *mutant == UNFOUND));
     let survivors = survivors(|_| true);
     assert!(survivors.is_empty(), "{survivors:?} survive");
 }

@@ -3,7 +3,7 @@
 
 use super::engine::{Flat, FlatFault};
 use super::seeds::live_all;
-use super::workload::{Plan, What, no_faults};
+use super::workload::{Plan, Tail, What, can_fail};
 
 /// Within how many seeds each fault is found.
 const SEEDS: u64 = 60;
@@ -16,10 +16,11 @@ fn flat(fault: Option<FlatFault>) -> impl Fn(&Plan) -> Flat {
 /// that was dropped makes the file longer at any time.
 fn plan(seed: u64) -> Plan {
     let mut plan = Plan::new(seed);
-    // It does not know that option.
+    // It does not know that option, and nothing lies below it.
     plan.how.write_through = false;
-    plan.ops.retain(|op| !matches!(op.what, What::Snapshot(..)));
-    if plan.faults != no_faults() || plan.ops.iter().any(|op| op.polls.is_some()) {
+    plan.ops.retain(|op| !matches!(op.what, What::Snapshot(..) | What::Empty));
+    plan.tails.fill(Tail::Nothing);
+    if can_fail(&plan.faults) || plan.ops.iter().any(|op| op.polls.is_some()) {
         plan.ops.retain(|op| op.what != What::Resize);
     }
     plan

@@ -23,6 +23,9 @@ pub fn check(plan: &Plan, files: &Files<Frozen>, bytes: &[u8]) -> Result<(), Str
     if let Some(backing) = &files.backing {
         write("backing.raw", backing);
     }
+    if let Some(other) = &files.other {
+        write("other.raw", other);
+    }
     std::fs::write(at.join("expected.raw"), bytes).unwrap();
     let object = format!("secret,id=key,data={KEY}");
     let key = if plan.setup.encrypted { "encrypt.key-secret=key," } else { "" };

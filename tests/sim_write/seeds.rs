@@ -114,12 +114,13 @@ pub fn tell<E: Engine>(engine: &E, failed: &Failed) -> String {
     let ops: Vec<String> = ops.iter().map(|op| format!("  {op}")).collect();
     format!(
         "seed {seed} fails: {}\nagain: COWSHED_SEED={seed} cargo test --all-features --test sim_write lives\n{}\n\
-         {:?}\n{:?}, ends {:?}\nwith {} of {} requests: {what}\n{}",
+         {:?}\n{:?}, ends {:?} after {:?}\nwith {} of {} requests: {what}\n{}",
         failed.what,
         plan.setup,
         plan.how,
         plan.faults,
         plan.ends,
+        plan.tails,
         ops.len(),
         plan.ops.len(),
         ops.join("\n"),

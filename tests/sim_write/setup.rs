@@ -63,6 +63,8 @@ pub struct Made {
     pub image: Arc<[u8]>,
     pub data: Option<Arc<[u8]>>,
     pub backing: Option<Arc<[u8]>>,
+    /// A raw file that can be its backing file.
+    pub other: Arc<[u8]>,
     /// What the guest's disk holds.
     pub first: Arc<[u8]>,
     /// What the snapshot holds.
@@ -148,6 +150,11 @@ impl Setup {
         self.data_file == DataFile::Internal && self.refcount_bits > 1
     }
 
+    /// Whether the image may get another backing file, or go into the one that it has, and nothing else changes.
+    pub fn rebases(&self) -> bool {
+        self.data_file != DataFile::ExternalRaw && !self.snapshot
+    }
+
     /// The image of this kind.
     pub fn make(&self) -> Arc<Made> {
         static MADE: Mutex<BTreeMap<String, Arc<Made>>> = Mutex::new(BTreeMap::new());
@@ -157,22 +164,26 @@ impl Setup {
     }
 
     fn make_now(&self) -> Made {
-        let contents = Contents {
-            granule: 512,
-            first: Arc::new([]),
-            backing: Arc::new([]),
-            kept: Arc::new([]),
+        let none: Arc<[u8]> = Arc::new([]);
+        let (first, backing, kept) = (Arc::clone(&none), Arc::clone(&none), Arc::clone(&none));
+        let contents = Contents { granule: 512, first, backing, kept, other: none };
+        let pattern = |tag, len| contents.bytes(tag, 0, usize::try_from(len).unwrap() / 512);
+        let backing = pattern(FIRST + 11, self.backing_len);
+        // Shorter than the disk, or longer.
+        let other_len = match self.size / 512 % 2 {
+            0 => self.size * 3 / 4,
+            _ => self.size + 4096,
         };
-        let backing_granules = usize::try_from(self.backing_len).unwrap() / 512;
-        let backing = contents.bytes(FIRST + 11, 0, backing_granules);
+        let other = pattern(FIRST + 12, other_len).into();
         let made = match self.made_by_qemu {
             true => self.make_by_qemu(&backing),
             false => self.make_by_engine(&backing),
         };
-        match self.bitmaps {
-            true => Made { image: super::bitmaps::add(made.image.to_vec()).into(), ..made },
-            false => made,
-        }
+        let image = match self.bitmaps {
+            true => super::bitmaps::add(made.image.to_vec()).into(),
+            false => made.image,
+        };
+        Made { other, image, ..made }
     }
 
     fn make_by_engine(&self, backing: &[u8]) -> Made {
@@ -203,6 +214,7 @@ impl Setup {
             image: image.into_vec().into(),
             data: data.map(|data| data.into_vec().into()),
             backing: (!backing.is_empty()).then(|| backing.into()),
+            other: Arc::new([]),
             first: first.into(),
             snapshot: None,
         }
@@ -277,6 +289,7 @@ impl Setup {
             image: read("image.qcow2"),
             data: (self.data_file != DataFile::Internal).then(|| read("image.data")),
             backing: (!backing.is_empty()).then(|| backing.into()),
+            other: Arc::new([]),
             first: qemu::raw_bytes(at, &["-f", "qcow2"], "image.qcow2").into(),
             snapshot,
         }

@@ -7,8 +7,13 @@ use std::time::Duration;
 use cowshed::image::ZeroMode;
 use cowshed::sim::{Executor, Failure, Faults, Random};
 
-use super::engine::{Act, How};
+use super::engine::{Act, Below, How};
 use super::setup::{DataFile, Setup};
+
+/// In how many lives of 1000 requests stall, where nothing fails: they last longer than anything that others do meanwhile.
+const STALLING_PERMILLE: u32 = 200;
+/// How many of 1000 stall there.
+const STALLS_PERMILLE: u32 = 50;
 
 /// How many kinds of images there are.
 const SETUPS: u64 = 256;
@@ -38,10 +43,12 @@ pub struct Plan {
     pub ops: Vec<Op>,
     /// How each phase ends.
     pub ends: Vec<End>,
+    /// What is done before that, or after a close.
+    pub tails: Vec<Tail>,
     /// At which steps it is looked what would be left if the power went.
     pub looks: Looks,
-    /// One request of the image's disk that fails: requests that fail with it are made again.
-    pub named: Option<(u64, Failure)>,
+    /// One request of one of the files that fails: requests that fail with it are made again.
+    pub named: Option<(usize, u64, Failure)>,
 }
 
 /// At which steps it is looked what would be left if the power went.
@@ -61,12 +68,43 @@ pub enum End {
     Crash(u64),
 }
 
+/// What is done alone at the end of a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tail {
+    Nothing,
+    /// Something else comes to lie below the image.
+    Rebase(Below),
+    /// What the image has goes into what lies below it, after it was closed.
+    Commit,
+}
+
+impl Tail {
+    fn random(setup: &Setup, random: &mut Random) -> Self {
+        if !setup.rebases() || !random.chance(200) {
+            return Self::Nothing;
+        }
+        match random.below(4) {
+            0 => Self::Rebase(Below::Nothing),
+            1 => Self::Rebase(Below::Other),
+            2 if setup.backing_len > 0 => Self::Rebase(Below::Backing),
+            _ => Self::Commit,
+        }
+    }
+}
+
 /// Nothing that fails.
 pub fn no_faults() -> Faults {
     let mut faults = Faults::none();
     // A pass of the cleaner every millisecond: half a minute would be very many.
     faults.stall = Duration::from_millis(40);
     faults
+}
+
+/// Whether these faults make requests fail, and not only take long.
+pub fn can_fail(faults: &Faults) -> bool {
+    let mut others = *faults;
+    others.stalls = 0;
+    others != no_faults()
 }
 
 /// Something that the guest does.
@@ -98,6 +136,18 @@ pub enum What {
     Snapshot(Act, usize),
     /// Other settings: `offset` chooses them.
     Reconfigure,
+    /// Everything is what lies below again.
+    Empty,
+}
+
+impl What {
+    /// Whether it is done to a range of the disk.
+    pub fn has_range(self) -> bool {
+        !matches!(
+            self,
+            Self::Flush | Self::Resize | Self::Snapshot(..) | Self::Reconfigure | Self::Empty
+        )
+    }
 }
 
 impl fmt::Display for Op {
@@ -209,7 +259,22 @@ impl Plan {
             .collect();
         // Each reads the whole disk.
         let looks = Looks::Some(500, (LOOKS_LEN_BYTES_MAX / setup.size_max).clamp(4, 60));
-        Self { seed, setup, how, granule, faults, ops, ends, looks, named: None }
+        // By choices of their own, too.
+        let own = &mut Random::new(seed ^ 0x0074_6169_6c73);
+        if own.chance(100) && setup.data_file != DataFile::ExternalRaw {
+            for _ in 0..1 + own.below(3) {
+                let at = own.index(ops.len());
+                let op = Op { lane: 0, what: What::Empty, polls: None, ..ops[at] };
+                ops.insert(at, op);
+            }
+        }
+        if own.chance(STALLING_PERMILLE) && faults == no_faults() {
+            faults.stalls = STALLS_PERMILLE;
+        }
+        let changes = ops.iter().any(|op| matches!(op.what, What::Snapshot(..)));
+        let tail = |_| if changes { Tail::Nothing } else { Tail::random(&setup, own) };
+        let tails = (0..phases).map(tail).collect();
+        Self { seed, setup, how, granule, faults, ops, ends, tails, looks, named: None }
     }
 
     /// A life of one phase in which nothing fails, and `ops` come one after the other.
@@ -236,6 +301,7 @@ impl Plan {
             faults: no_faults(),
             ops: ops.into_iter().map(op).collect(),
             ends: vec![End::Close],
+            tails: vec![Tail::Nothing],
             looks: Looks::Some(0, 0),
             named: None,
         }
