@@ -11,6 +11,7 @@ import type {
   ImageReader,
   ImageReference,
   Layer,
+  LockedLayer,
   Snapshot,
   Statistics,
   Verdict,
@@ -31,6 +32,7 @@ export type {
   ImageReader,
   ImageReference,
   Layer,
+  LockedLayer,
   Snapshot,
   Statistics,
   Verdict,
@@ -68,6 +70,15 @@ export interface OpenOptions {
   format?: ImageFormat | undefined;
   /** Opens this internal snapshot, by its id or else its name, instead of the active state. */
   snapshot?: string | undefined;
+  /**
+   * The passphrase of what is encrypted, or who is asked for that of each layer; `null` does without, and what is encrypted cannot
+   * be read then. A wrong one rejects with the code `wrong-key`. Keys are derived by WebCrypto where it can.
+   */
+  passphrase?:
+    | string
+    | Uint8Array
+    | ((locked: LockedLayer) => Promise<string | Uint8Array | null> | string | Uint8Array | null)
+    | undefined;
   /**
    * What stands for the files that the image names. Without it such an image is refused. A function is asked for each; a Map
    * knows them by name; a source answers for what the image itself names and for nothing below.

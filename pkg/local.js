@@ -1,6 +1,7 @@
 // The engine in this thread.
 
 import load, { judgeImage, openImage } from "./engine/cowshed.js";
+import { derive } from "./derive.js";
 import { asError } from "./error.js";
 import { loaderOf } from "./module.js";
 import { describedSource, gateOf } from "./source.js";
@@ -8,19 +9,32 @@ import { describedSource, gateOf } from "./source.js";
 /** Loads the engine; `Image.open` does it by itself. */
 export const init = loaderOf(load, "cowshed");
 
+/** The engine that decrypts is another module, which is loaded when there is a passphrase. */
+async function opener(passphrase) {
+  if (passphrase === undefined || passphrase === null) {
+    await init();
+    return openImage;
+  }
+  const crypt = await import("./crypt.js");
+  await crypt.init();
+  return crypt.openImage;
+}
+
 /** Opens an image: a backend and what is known of the image without asking it. */
 export async function openLocal(source, options) {
-  const { signal, onFetch } = options;
+  const { signal, onFetch, passphrase } = options;
   signal?.throwIfAborted();
-  await init();
   const sources = { signal, onFetch, urls: new Map(), files: [] };
   try {
+    const open = await opener(passphrase);
     const { source: given, name } = await describedSource(source, sources);
-    const engine = await openImage(given, {
+    const engine = await open(given, {
       name: options.name ?? name,
       format: options.format,
       snapshot: options.snapshot,
       resolve: gateOf(options.backing, sources),
+      passphrase: typeof passphrase === "function" ? passphrase : () => passphrase,
+      derive,
       signal,
     });
     return { backend: new Local(engine, sources.files), facts: factsOf(engine) };

@@ -32,7 +32,7 @@ export class Remote {
 
   /** Opens an image in the worker. */
   async open(source, options = {}) {
-    const { signal, backing, onFetch, ...plain } = options;
+    const { signal, backing, passphrase, onFetch, ...plain } = options;
     const readers = [];
     const callbacks = {
       backing: async (reference) => {
@@ -40,6 +40,7 @@ export class Remote {
         if (backing instanceof Map) return this.#crossing(backing.get(reference.name) ?? null, readers);
         return reference.depth <= 1 ? this.#crossing(backing, readers) : null;
       },
+      passphrase: (locked) => (typeof passphrase === "function" ? passphrase(locked) : passphrase),
       onFetch,
       read: (reader, offset, length) => readers[reader].read(offset, length, new AbortController().signal),
     };
@@ -49,7 +50,7 @@ export class Remote {
       const facts = await this.#call(
         image,
         "open",
-        [this.#crossing(source, readers), { ...plain, hasBacking: backing !== undefined && backing !== null }],
+        [this.#crossing(source, readers), { ...plain, hasBacking: isGiven(backing), hasPassphrase: isGiven(passphrase) }],
         { signal },
       );
       return opened({ backend: { call: (...given) => this.#callImage(image, ...given) }, facts });
@@ -141,6 +142,10 @@ export class Remote {
     readers.push(source);
     return { reader: readers.length - 1, size: source.size, name: source.name };
   }
+}
+
+function isGiven(value) {
+  return value !== undefined && value !== null;
 }
 
 function errorOf({ name, message, ...rest }) {

@@ -32,11 +32,12 @@ function serve(port) {
     return { size, name, read: (offset, length) => ask(image, "read", reader, offset, length) };
   };
 
-  const open = async (image, [source, { hasBacking, ...options }], signal) => {
+  const open = async (image, [source, { hasBacking, hasPassphrase, ...options }], signal) => {
     const { backend, facts } = await openLocal(arrived(image, source), {
       ...options,
       signal,
       onFetch: (fetched) => void ask(image, "onFetch", fetched),
+      passphrase: hasPassphrase ? (locked) => ask(image, "passphrase", locked) : undefined,
       backing: hasBacking ? async (reference) => arrived(image, await ask(image, "backing", reference)) : undefined,
     });
     if (signal.aborted) {

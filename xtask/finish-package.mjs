@@ -6,10 +6,12 @@ import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 
-/** The most that each module may take as it is sent, with those before it, in bytes. */
+/** The modules, each with the most that it may take as it is sent, those that it is loaded with included. Bytes. */
 const MODULES = [
-    { name: "cowshed", gzipLenMax: 200 * 1024 },
-    { name: "disk", gzipLenMax: 350 * 1024 },
+    { name: "cowshed", with: [], gzipLenMax: 200 * 1024 },
+    { name: "disk", with: ["cowshed"], gzipLenMax: 350 * 1024 },
+    // In place of the first.
+    { name: "crypt", with: [], gzipLenMax: 300 * 1024 },
 ];
 
 const folder = new URL("../pkg/", import.meta.url);
@@ -27,8 +29,8 @@ for (const file of Object.values(manifest.exports).flatMap((one) => (typeof one 
     if (!existsSync(path(file))) throw new Error(`pkg/package.json exports ${file}, which is not there`);
 }
 
-let sum = 0;
-for (const { name, gzipLenMax } of MODULES) {
+const lengths = new Map();
+for (const { name, with: others, gzipLenMax } of MODULES) {
     const wasm = `engine/${name}_bg.wasm`;
     const before = readFileSync(path(wasm)).length;
     // No -O: what LLVM wrote packs better. After -O3 it is 4 % longer with gzip, after -Oz 3 %.
@@ -45,7 +47,8 @@ for (const { name, gzipLenMax } of MODULES) {
         throw new Error(`${wasm} imports ${foreign.map((one) => `${one.module}.${one.name}`).join(", ")}`);
     }
     const gzip = gzipSync(bytes, { level: 9 }).length;
-    sum += gzip;
+    lengths.set(name, gzip);
+    const sum = others.reduce((sum, other) => sum + lengths.get(other), gzip);
     console.log(`    ${wasm}: ${before} bytes, ${bytes.length} stripped, ${gzip} with gzip`);
     if (sum > gzipLenMax) throw new Error(`${sum} bytes with gzip are more than ${gzipLenMax}`);
 }

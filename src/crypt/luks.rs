@@ -74,7 +74,7 @@ impl LuksArea {
             slots: std::array::from_fn(|index| LuksSlot::unused(layout.slot_offset(index))),
         };
         entropy.fill(&mut header.master_key_salt)?;
-        header.master_key_digest = digest(&header, scheme, &master_key);
+        header.master_key_digest = master_key_digest(&header, scheme, &master_key);
         let sealed = seal_slot(scheme, &master_key, secret, iterations.slot, entropy)?;
         sealed.apply(&mut header.slots[0]);
         let mut bytes = header.encode();
@@ -140,16 +140,31 @@ pub(crate) fn open_slot(
     secret: &Secret,
     material: Vec<u8>,
 ) -> Option<MasterKey> {
-    let mut material = Zeroizing::new(material);
     let mut key = Zeroizing::new(vec![0; scheme.key_len()]);
     scheme.hash.derive(secret.expose(), &slot.salt, slot.iterations, &mut key);
-    scheme.cipher(&key)?.decrypt(0, &mut material);
-    let master_key = merge(scheme.hash, scheme.key_len(), &material);
-    let digest = digest(header, scheme, &master_key);
-    is_equal(&digest, &header.master_key_digest).then_some(master_key)
+    let master_key = unseal(scheme, &key, material)?;
+    let digest = master_key_digest(header, scheme, &master_key);
+    is_master_key(header, &digest).then_some(master_key)
 }
 
-fn digest(header: &LuksHeader, scheme: &LuksScheme, master_key: &[u8]) -> [u8; 20] {
+/// What the slot's `material` holds under the key that was derived for it: the master key, if the passphrase was the slot's.
+pub(crate) fn unseal(scheme: &LuksScheme, key: &[u8], material: Vec<u8>) -> Option<MasterKey> {
+    let mut material = Zeroizing::new(material);
+    scheme.cipher(key)?.decrypt(0, &mut material);
+    Some(merge(scheme.hash, scheme.key_len(), &material))
+}
+
+/// Whether `digest`, which is derived from a key, is the master key's.
+pub(crate) fn is_master_key(header: &LuksHeader, digest: &[u8]) -> bool {
+    <&[u8; 20]>::try_from(digest).is_ok_and(|digest| is_equal(digest, &header.master_key_digest))
+}
+
+/// What a header says of its master key.
+pub(crate) fn master_key_digest(
+    header: &LuksHeader,
+    scheme: &LuksScheme,
+    master_key: &[u8],
+) -> [u8; 20] {
     let (salt, iterations) = (&header.master_key_salt, header.master_key_iterations);
     let mut digest = [0; 20];
     scheme.hash.derive(master_key, salt, iterations, &mut digest);

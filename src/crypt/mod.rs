@@ -37,7 +37,7 @@ pub use hash::{HashAlgorithm, iterations_for};
 #[cfg(feature = "encryption")]
 pub use luks::{Iterations, LuksArea};
 #[cfg(feature = "encryption")]
-pub(crate) use luks::{open_slot, seal_slot};
+pub(crate) use luks::{is_master_key, master_key_digest, open_slot, seal_slot, unseal};
 #[cfg(feature = "encryption")]
 pub use scheme::LuksScheme;
 

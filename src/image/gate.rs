@@ -70,6 +70,21 @@ pub struct Locked<'a> {
     pub method: &'static str,
 }
 
+/// A key that is to be derived from a passphrase, by PBKDF2.
+#[derive(Clone, Copy)]
+pub struct Derivation<'a> {
+    /// The hash of its HMAC, as headers name it: "sha1", "sha256"...
+    pub hash: &'static str,
+    /// The passphrase: a secret.
+    pub password: &'a [u8],
+    /// The salt.
+    pub salt: &'a [u8],
+    /// The iterations.
+    pub iterations: u32,
+    /// The length of the key in bytes.
+    pub len: usize,
+}
+
 /// The format of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -152,6 +167,16 @@ pub trait Gate {
     /// Whatever looking for it met; the image is not opened then.
     fn key(&self, locked: &Locked<'_>) -> impl Future<Output = Result<Option<Secret>>> {
         let _ = locked;
+        std::future::ready(Ok(None))
+    }
+
+    /// Derives a key outside the engine, where something is faster at it: a browser's own cryptography. `None` has the engine do
+    /// it, and so it is by default.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the image is not opened then.
+    fn derive(&self, derivation: &Derivation<'_>) -> impl Future<Output = Result<Option<Secret>>> {
+        let _ = derivation;
         std::future::ready(Ok(None))
     }
 }

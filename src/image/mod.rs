@@ -92,7 +92,7 @@ pub use create::Encryption;
 pub use create::{CreateOptions, create};
 pub use detect::detect;
 pub use gate::{
-    Answer, Format, Gate, Identity, Locked, Reference, ReferenceKind, RefuseAll, Source,
+    Answer, Derivation, Format, Gate, Identity, Locked, Reference, ReferenceKind, RefuseAll, Source,
 };
 #[cfg(all(feature = "encryption", feature = "write"))]
 pub use key_slots::{KeyAddition, KeyErasure};

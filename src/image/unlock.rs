@@ -1,7 +1,7 @@
 //! Unlocking a layer: from a passphrase to the cipher of its guest data.
 //!
-//! Deriving a key takes as long as the image says, within a limit; it is done by the workers, if there are some. In a
-//! browser this is where its own PBKDF2 would be asked.
+//! Deriving a key takes as long as the image says, within a limit; the gate is asked first, as a browser's own PBKDF2 is faster
+//! than ours there; else it is done by the workers, if there are some.
 
 use std::path::Path;
 
@@ -45,25 +45,29 @@ impl<S: Storage> Qcow2Layer<S> {
                 let kind = UnsupportedKind::Encryption { method: method_name(self.crypt) };
                 return Err(Unsupported::new(kind, Structure::Header).into());
             }
-            self.cipher = Some(self.cipher_of(key, options).await?);
+            self.cipher = Some(self.cipher_of(key, gate, options).await?);
         }
         Ok(())
     }
 
     #[cfg(not(feature = "encryption"))]
-    async fn cipher_of(&self, _key: Secret, _options: &OpenOptions) -> Result<DiskCipher> {
+    async fn cipher_of<G>(&self, _: Secret, _: &G, _: &OpenOptions) -> Result<DiskCipher> {
         Err(Error::KeyRequired { method: method_name(self.crypt) })
     }
 
     #[cfg(feature = "encryption")]
-    async fn cipher_of(&self, key: Secret, options: &OpenOptions) -> Result<DiskCipher> {
+    async fn cipher_of<G: Gate<Storage = S>>(
+        &self,
+        key: Secret,
+        gate: &G,
+        options: &OpenOptions,
+    ) -> Result<DiskCipher> {
         if self.crypt == CryptMethod::Aes {
             return Ok(DiskCipher::legacy(&key));
         }
         let keyring = luks::Keyring::load(self).await?;
-        let limit = options.key_iterations_max;
-        let found = keyring.find(&self.metadata, &key, limit, options.workers.as_ref()).await?;
-        let (_, master_key) = found.ok_or(Error::WrongKey)?;
+        let master_key = keyring.find_by(gate, &self.metadata, &key, options).await?;
+        let master_key = master_key.ok_or(Error::WrongKey)?;
         // OK to unwrap: the key has the scheme's length.
         DiskCipher::luks(&keyring.scheme, &master_key).ok_or(Error::WrongKey)
     }
@@ -77,11 +81,13 @@ pub(super) mod luks {
 
     use zeroize::Zeroizing;
 
-    use crate::crypt::{LuksScheme, Secret, open_slot};
+    use crate::crypt::{LuksScheme, Secret, is_master_key, master_key_digest, open_slot, unseal};
     use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
-    use crate::format::{CryptMethod, CryptoHeader, LuksHeader};
+    use crate::format::{CryptMethod, CryptoHeader, LuksHeader, LuksSlot};
+    use crate::image::gate::{Derivation, Gate};
     use crate::image::layer::Qcow2Layer;
     use crate::image::metadata::Metadata;
+    use crate::image::options::OpenOptions;
     use crate::storage::Storage;
     use crate::workers::{Workers, offload};
 
@@ -140,6 +146,93 @@ pub(super) mod luks {
             Ok(None)
         }
 
+        /// Tries the slots in use with keys that the gate derives, if it does.
+        pub(in crate::image) async fn find_by<S: Storage, G: Gate<Storage = S>>(
+            &self,
+            gate: &G,
+            metadata: &Metadata<S>,
+            secret: &Secret,
+            options: &OpenOptions,
+        ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+            let limit = options.key_iterations_max;
+            for (index, slot) in self.header.slots.iter().enumerate() {
+                if !slot.active {
+                    continue;
+                }
+                self.must_be_bearable(slot, limit)?;
+                let derivation = Derivation {
+                    hash: self.scheme.hash.name(),
+                    password: secret.expose(),
+                    salt: &slot.salt,
+                    iterations: slot.iterations,
+                    len: self.scheme.key_len(),
+                };
+                let found = match gate.derive(&derivation).await? {
+                    Some(key) => self.unseal_by(gate, metadata, slot, &key).await?,
+                    None => {
+                        let workers = options.workers.as_ref();
+                        self.open(metadata, index, secret, limit, workers).await?
+                    }
+                };
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            Ok(None)
+        }
+
+        /// The master key, if `key` is the slot's.
+        async fn unseal_by<S: Storage, G: Gate<Storage = S>>(
+            &self,
+            gate: &G,
+            metadata: &Metadata<S>,
+            slot: &LuksSlot,
+            key: &Secret,
+        ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+            let material = self.material(metadata, slot).await?;
+            let Some(master_key) = unseal(&self.scheme, key.expose(), material) else {
+                return Ok(None);
+            };
+            let derivation = Derivation {
+                hash: self.scheme.hash.name(),
+                password: &master_key,
+                salt: &self.header.master_key_salt,
+                iterations: self.header.master_key_iterations,
+                len: self.header.master_key_digest.len(),
+            };
+            let fits = match gate.derive(&derivation).await? {
+                Some(digest) => is_master_key(&self.header, digest.expose()),
+                None => {
+                    let digest = master_key_digest(&self.header, &self.scheme, &master_key);
+                    is_master_key(&self.header, &digest)
+                }
+            };
+            Ok(fits.then_some(master_key))
+        }
+
+        /// Refuses a slot that asks for more work than `iterations_max`.
+        fn must_be_bearable(&self, slot: &LuksSlot, iterations_max: u32) -> Result<()> {
+            for value in [slot.iterations, self.header.master_key_iterations] {
+                if value > iterations_max {
+                    let (value, limit) = (value.into(), iterations_max.into());
+                    let what = "iterations of a LUKS key derivation";
+                    return Err(Error::LimitExceeded { what, value, limit });
+                }
+            }
+            Ok(())
+        }
+
+        /// What a slot keeps of the master key.
+        async fn material<S: Storage>(
+            &self,
+            metadata: &Metadata<S>,
+            slot: &LuksSlot,
+        ) -> Result<Vec<u8>> {
+            let at = self.area.offset.get() + slot.key_offset;
+            let len = self.header.material_len();
+            Ok(metadata.load(Structure::CryptoHeader, at, len).await?.to_vec())
+        }
+
         /// The master key, if a slot is in use and this is its passphrase.
         pub(in crate::image) async fn open<S: Storage>(
             &self,
@@ -154,16 +247,8 @@ pub(super) mod luks {
             if !slot.active {
                 return Ok(None);
             }
-            for value in [slot.iterations, self.header.master_key_iterations] {
-                if value > iterations_max {
-                    let (value, limit) = (value.into(), iterations_max.into());
-                    let what = "iterations of a LUKS key derivation";
-                    return Err(Error::LimitExceeded { what, value, limit });
-                }
-            }
-            let at = self.area.offset.get() + slot.key_offset;
-            let len = self.header.material_len();
-            let material = metadata.load(Structure::CryptoHeader, at, len).await?.to_vec();
+            self.must_be_bearable(&slot, iterations_max)?;
+            let material = self.material(metadata, &slot).await?;
             let Some(workers) = workers else {
                 return Ok(open_slot(&self.header, &self.scheme, &slot, secret, material));
             };

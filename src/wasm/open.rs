@@ -11,11 +11,15 @@ use web_sys::{Blob, File};
 
 use super::image::{Image, Stores};
 use super::value::{get, object, or_null, size, text};
+#[cfg(feature = "encryption")]
+use crate::crypt::Secret;
 use crate::error::{Error, Result};
 use crate::image::{
     self, Answer, Format, Gate, Identity, OpenOptions, Reference, ReferenceKind, SnapshotSelector,
     Source, detect,
 };
+#[cfg(feature = "encryption")]
+use crate::image::{Derivation, Locked};
 use crate::rt::{BlobStorage, JsTimer, Uint8ArrayStorage};
 use crate::storage::{Buf, LocalBoxStorage, Storage};
 
@@ -56,8 +60,15 @@ async fn open(source: JsValue, options: &JsValue) -> Result<Image> {
     };
     let guessed = given.format.is_none();
     let source = opener.source(given, None).await?;
-    let gate =
-        PageGate { resolve: get(options, "resolve").dyn_into().ok(), opener: Rc::clone(&opener) };
+    let function = |name| get(options, name).dyn_into().ok();
+    let gate = PageGate {
+        resolve: function("resolve"),
+        #[cfg(feature = "encryption")]
+        passphrase: function("passphrase"),
+        #[cfg(feature = "encryption")]
+        derive: function("derive"),
+        opener: Rc::clone(&opener),
+    };
     let snapshot = get(options, "snapshot").as_string();
     let settings = OpenOptions {
         snapshot: snapshot.map(|word| SnapshotSelector::IdOrName(word.into_bytes())),
@@ -142,6 +153,10 @@ impl Opener {
 /// Asks the page for what an image names: calls `resolve`, or refuses if there is none.
 struct PageGate {
     resolve: Option<Function>,
+    #[cfg(feature = "encryption")]
+    passphrase: Option<Function>,
+    #[cfg(feature = "encryption")]
+    derive: Option<Function>,
     opener: Rc<Opener>,
 }
 
@@ -182,6 +197,48 @@ impl Gate for PageGate {
         };
         Ok(Answer::Open(self.opener.source(given, stated).await?))
     }
+
+    #[cfg(feature = "encryption")]
+    async fn key(&self, locked: &Locked<'_>) -> Result<Option<Secret>> {
+        let Some(passphrase) = &self.passphrase else { return Ok(None) };
+        let question = object([
+            ("name", location(locked.location)),
+            ("depth", JsValue::from_f64(locked.depth as f64)),
+            ("method", locked.method.into()),
+        ]);
+        Ok(secret(&ask(passphrase, &question).await?))
+    }
+
+    #[cfg(feature = "encryption")]
+    async fn derive(&self, derivation: &Derivation<'_>) -> Result<Option<Secret>> {
+        let Some(derive) = &self.derive else { return Ok(None) };
+        let question = object([
+            ("hash", derivation.hash.into()),
+            ("password", Uint8Array::from(derivation.password).into()),
+            ("salt", Uint8Array::from(derivation.salt).into()),
+            ("iterations", derivation.iterations.into()),
+            ("length", JsValue::from_f64(derivation.len as f64)),
+        ]);
+        Ok(secret(&ask(derive, &question).await?))
+    }
+}
+
+/// Calls a function of the page's and waits for what it gives.
+#[cfg(feature = "encryption")]
+async fn ask(function: &Function, question: &JsValue) -> Result<JsValue> {
+    let failed = |thrown: JsValue| {
+        let message = get(&thrown, "message").as_string();
+        Error::InvalidArgument(message.unwrap_or_else(|| format!("{thrown:?}")))
+    };
+    let answer = function.call1(&JsValue::NULL, question).map_err(failed)?;
+    JsFuture::from(Promise::resolve(&answer)).await.map_err(failed)
+}
+
+/// A secret of the page's: text or bytes; `None` if it gave none.
+#[cfg(feature = "encryption")]
+fn secret(value: &JsValue) -> Option<Secret> {
+    let bytes = value.dyn_ref::<Uint8Array>().map(Uint8Array::to_vec);
+    bytes.or_else(|| value.as_string().map(String::into_bytes)).map(Secret::new)
 }
 
 /// What the page is asked.

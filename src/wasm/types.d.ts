@@ -36,8 +36,32 @@ export interface OpenOptions {
     format?: ImageFormat;
     /** Opens this internal snapshot, by its id or else its name, instead of the active state. */
     snapshot?: string;
+    /** Asked for the passphrase of each encrypted layer; `null` opens it without, and what is encrypted cannot be read. */
+    passphrase?: (locked: LockedLayer) => Promise<string | Uint8Array | null> | string | Uint8Array | null;
+    /** Derives a key by PBKDF2; `null` has the engine do it, which takes longer. */
+    derive?: (derivation: Derivation) => Promise<Uint8Array | null>;
     /** Asked for each file that the image or one of its layers names. Without it every such image is refused. */
     resolve?: (reference: ImageReference) => Promise<ImageAnswer> | ImageAnswer;
+}
+
+/** A layer that is encrypted. */
+export interface LockedLayer {
+    /** Its name. */
+    name: string;
+    /** How many layers lie above: 0 for the image itself. */
+    depth: number;
+    method: "LUKS" | "AES";
+}
+
+/** A key to derive by PBKDF2. */
+export interface Derivation {
+    /** "sha1", "sha256"... */
+    hash: string;
+    password: Uint8Array;
+    salt: Uint8Array;
+    iterations: number;
+    /** In bytes. */
+    length: number;
 }
 
 export interface JudgeOptions {

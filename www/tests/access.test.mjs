@@ -2,10 +2,10 @@
 
 import { AxeBuilder } from "@axe-core/playwright";
 import assert from "node:assert/strict";
-import { copyFileSync, mkdirSync, truncateSync } from "node:fs";
+import { copyFileSync, mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { drop, go, openImage, scanned } from "./browser.mjs";
 import { fixture } from "./fixture.mjs";
-import { layered, qcow2, qemuImg } from "./images.mjs";
+import { encrypted, layered, qcow2, qemuImg } from "./images.mjs";
 import { disk, ext4, tree } from "./disks.mjs";
 
 const { files, page } = fixture();
@@ -24,6 +24,9 @@ const { file: server } = disk(files.at("server.qcow2"), "gpt", [
   { file: null, type: "S", name: "a name that takes all the room it" },
   { file: root, type: "L", name: "root" },
 ]);
+
+writeFileSync(files.at("zeros.raw"), Buffer.alloc(1 << 20));
+const luks = encrypted(files.at("luks.qcow2"), files.at("zeros.raw"), "luks", "yes");
 
 const STATES = {
   empty: async () => undefined,
@@ -71,6 +74,12 @@ const STATES = {
     await page.getByPlaceholder("A part of a name").fill("a");
     await page.getByRole("button", { name: "Find" }).click();
     await page.getByRole("button", { name: "Close" }).waitFor();
+  },
+  locked: async (page) => {
+    await openImage(page, luks);
+    await page.getByLabel("Passphrase").fill("no");
+    await page.getByRole("button", { name: "Unlock" }).click();
+    await page.getByText("That is not its passphrase.").waitFor();
   },
   file: async (page) => {
     await openImage(page, server);

@@ -160,7 +160,8 @@ impl Suites {
 }
 
 /// The modules of the npm package: each one's name and feature.
-const MODULES: [(&str, &str); 2] = [("cowshed", "browser"), ("disk", "browser-disk")];
+const MODULES: [(&str, &str); 3] =
+    [("cowshed", "browser"), ("crypt", "browser-crypt"), ("disk", "browser-disk")];
 
 /// Builds the npm package into `pkg/`.
 pub(crate) fn package() -> Result<()> {

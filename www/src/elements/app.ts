@@ -16,6 +16,7 @@ import "./disk.js";
 import "./export.js";
 import "./failed.js";
 import "./hex.js";
+import "./lock.js";
 import "./map.js";
 import "./overview.js";
 import "./structure.js";
@@ -376,8 +377,15 @@ export class CowApp extends LitElement {
           }}
         ></cow-failed>`;
       case "open":
-        return html`${this.#snapshotBar(state.session)} ${this.#view(state.session)}`;
+        return html`${this.#lock(state.session)} ${this.#snapshotBar(state.session)} ${this.#view(state.session)}`;
     }
+  }
+
+  /** Asks for the passphrase of an encrypted disk. Everything that is not encrypted can be seen all the same. */
+  #lock({ facts, passphrase }: Session): TemplateResult | typeof nothing {
+    const { encrypted } = facts.info as { encrypted?: boolean };
+    if (encrypted !== true || passphrase !== null) return nothing;
+    return html`<cow-lock .unlock=${(passphrase: string) => this.#desk.unlock(passphrase)}></cow-lock>`;
   }
 
   #snapshotBar({ snapshot, facts }: Session): TemplateResult | typeof nothing {

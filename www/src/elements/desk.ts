@@ -46,6 +46,8 @@ export interface Session {
   facts: ImageFacts;
   /** The id of the snapshot looked at, null for the disk as it is now. */
   snapshot: string | null;
+  /** What unlocked it; null if nothing is encrypted, or nobody has said it. Kept as long as the image is on the desk. */
+  passphrase: string | null;
   answered: Answered[];
 }
 
@@ -72,6 +74,7 @@ export interface Meter {
 interface OpenHow {
   format?: Format;
   snapshot?: string | null;
+  passphrase?: string | null;
   answered?: Answered[];
 }
 
@@ -201,17 +204,18 @@ export class Desk implements ReactiveController {
     if (!how.answered) this.#fetched.clear();
     const answered: Answered[] = [];
     const snapshot = how.snapshot ?? null;
+    const passphrase = how.passphrase ?? null;
     try {
       const facts = await this.engine.call(
         "open",
-        { source: file.bytes, name: file.name, format: how.format ?? null, snapshot },
+        { source: file.bytes, name: file.name, format: how.format ?? null, snapshot, passphrase },
         {
           signal: opening.signal,
           onAsk: (reference) => this.#resolve(reference, opening, how.answered ?? [], answered),
         },
       );
       if (this.#opening !== opening) return;
-      this.#rest({ at: "open", session: { file, facts, snapshot, answered } });
+      this.#rest({ at: "open", session: { file, facts, snapshot, passphrase, answered } });
       this.#judge(facts);
       this.#scanWhole(facts);
     } catch (error) {
@@ -222,15 +226,32 @@ export class Desk implements ReactiveController {
   /** Opens the same image again as a snapshot left it, or as it is now. */
   choose(snapshot: string | null): void {
     if (!this.session) return;
-    const { file, answered } = this.session;
-    void this.open(file, { ...sameFormat(this.session.facts), snapshot, answered });
+    const { file, passphrase, answered } = this.session;
+    void this.open(file, { ...sameFormat(this.session.facts), snapshot, passphrase, answered });
   }
 
   /** Opens the same image again and asks for everything that it names. */
   askAgain(): void {
     if (!this.session) return;
-    const { file, snapshot } = this.session;
-    void this.open(file, { ...sameFormat(this.session.facts), snapshot });
+    const { file, snapshot, passphrase } = this.session;
+    void this.open(file, { ...sameFormat(this.session.facts), snapshot, passphrase });
+  }
+
+  /** Opens the same image again with its passphrase. Rejects if that is wrong, and the image stays as it is. */
+  async unlock(passphrase: string): Promise<void> {
+    const { session } = this;
+    if (!session) return;
+    const { file, facts, snapshot, answered } = session;
+    const unlocked = await this.engine.call(
+      "open",
+      { source: file.bytes, name: file.name, format: sameFormat(facts).format ?? null, snapshot, passphrase },
+      { onAsk: answerAsBefore(answered) },
+    );
+    if (this.session !== session) return this.#close(unlocked.image);
+    this.#leave();
+    this.#rest({ at: "open", session: { ...session, facts: unlocked, passphrase } });
+    this.#judge(unlocked);
+    this.#scanWhole(unlocked);
   }
 
   /** Compares the disk with another: one that the same image holds, or a layer below. Null ends that. */
@@ -247,7 +268,7 @@ export class Desk implements ReactiveController {
     this.#host.requestUpdate();
   }
 
-  async #openRival({ file, facts, answered }: Session, rival: Rival): Promise<Side> {
+  async #openRival({ file, facts, passphrase, answered }: Session, rival: Rival): Promise<Side> {
     const above = "layer" in rival ? rival.layer : 0;
     const below = answered.filter(({ reference }) => reference.kind === "backing-file")[above - 1]?.answer;
     if (above > 0 && (!below || below === "zeros")) throw new Error("that layer was not given");
@@ -259,12 +280,9 @@ export class Desk implements ReactiveController {
         name: source.name ?? file.name,
         format: source.format ?? null,
         snapshot: "snapshot" in rival ? rival.snapshot : null,
+        passphrase,
       },
-      {
-        // What it names was named before, from one layer or another further up.
-        onAsk: ({ kind, name }) =>
-          Promise.resolve(answered.find(({ reference }) => reference.kind === kind && reference.name === name)?.answer ?? null),
-      },
+      { onAsk: answerAsBefore(answered) },
     );
     return { image: opened.image, above };
   }
@@ -393,6 +411,12 @@ export class Desk implements ReactiveController {
 
 function isSame(one: Reference, other: Reference): boolean {
   return one.kind === other.kind && one.name === other.name && one.depth === other.depth && one.from === other.from;
+}
+
+/** What is named was named before, from one layer or another further up. */
+function answerAsBefore(answered: Answered[]): (reference: Reference) => Promise<Answer> {
+  return ({ kind, name }) =>
+    Promise.resolve(answered.find(({ reference }) => reference.kind === kind && reference.name === name)?.answer ?? null);
 }
 
 /** The last part of an address, as a name. */

@@ -53,6 +53,8 @@ export interface OpenArguments {
   name: string;
   format: Format | null;
   snapshot: string | null;
+  /** Of everything in the chain that is encrypted; null looks at it without. */
+  passphrase: string | null;
 }
 
 export interface Progress {

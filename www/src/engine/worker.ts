@@ -197,6 +197,7 @@ async function openOne(
     onFetch: noteFetched,
     ...(given.format && { format: given.format }),
     ...(given.snapshot !== null && { snapshot: given.snapshot }),
+    ...(given.passphrase !== null && { passphrase: given.passphrase }),
   });
   if (signal.aborted) {
     await image.close();

@@ -60,9 +60,9 @@ class Walker {
   /** What lies at a place, which never goes back. */
   async at(offset: bigint): Promise<Place> {
     while (!this.#done && (!this.#current || this.#current.offset + this.#current.length <= offset)) {
-      const { value, done } = await this.#extents.next();
-      this.#done = done === true;
-      this.#current = done === true ? null : (value as Extent);
+      const next = await this.#extents.next();
+      this.#done = next.done === true;
+      this.#current = next.done === true ? null : next.value;
     }
     const extent = this.#current;
     if (!extent) return { end: this.#end, place: null };

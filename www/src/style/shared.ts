@@ -134,7 +134,8 @@ export const shared = css`
   input:focus-visible {
     border-radius: 8px;
   }
-  input[type="text"] {
+  input[type="text"],
+  input[type="password"] {
     font: inherit;
     color: inherit;
     background: var(--panel);
