@@ -193,6 +193,8 @@ fn rebase_is_refused_in_the_same_words() {
         &["rebase", "-u", "-b", "new.qcow2", "top.qcow2"],
         &["rebase", "-b", "top.qcow2", "-F", "qcow2", "top.qcow2"],
         &["rebase", "-b", "new.qcow2", "-F", "qcow2", "image.raw"],
+        &["rebase", "-c", "-f", "raw", "-b", "", "image.raw"],
+        &["rebase", "-c", "-f", "raw", "-b", "lost", "-F", "nonsense", "image.raw"],
         &["rebase", "-t", "foo", "-b", "new.qcow2", "-F", "qcow2", "top.qcow2"],
         &["rebase", "-T", "foo", "-b", "new.qcow2", "-F", "qcow2", "top.qcow2"],
         &["rebase", "-u", "-b", &long, "-F", "qcow2", "top.qcow2"],

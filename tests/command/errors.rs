@@ -153,3 +153,53 @@ fn backing_files_that_cannot_be_opened_are_reported_in_the_words_of_qemu_img() {
     folder.same(&["map", "a.qcow2"]);
     folder.same(&["map", "b.qcow2"]);
 }
+
+#[test]
+fn errors_say_how_deep_the_layer_lies() {
+    let folder = Folder::new();
+    // Under its own name the command goes on where no key is needed.
+    let same = |arguments: &[&str]| {
+        let theirs = folder.run(crate::qemu::qemu_img().args(arguments));
+        let ours = folder.stand_in(arguments);
+        assert_eq!(crate::text(&ours.stderr), crate::text(&theirs.stderr), "{arguments:?}");
+        assert_eq!(ours.status.code(), theirs.status.code(), "{arguments:?}");
+    };
+    let secret = ["--object", "secret,id=s,data=a"];
+    let encrypt = ["-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
+    folder.create(&[&secret[..], &encrypt].concat(), "locked.qcow2", "1M");
+    folder.write("junk.qcow2", "junk");
+    for base in ["locked", "junk", "lost"] {
+        let below = ["-u", "-F", "qcow2", "-b"];
+        folder.create(&[&below[..], &[&format!("{base}.qcow2")]].concat(), "a.qcow2", "1M");
+        folder.create(&[&below[..], &["a.qcow2"]].concat(), "b.qcow2", "1M");
+        for image in ["a.qcow2", "b.qcow2"] {
+            for verb in [
+                &["map"][..],
+                &["convert", "-O", "raw"],
+                &["commit"],
+                &["measure", "-O", "raw"],
+                &["rebase", "-b", "locked.qcow2", "-F", "qcow2"],
+            ] {
+                let out = if verb[0] == "convert" { &["out.raw"][..] } else { &[] };
+                same(&[verb, &[image], out].concat());
+            }
+        }
+    }
+    folder.create(&["-u", "-F", "qcow2", "-b", "locked.qcow2"], "a.qcow2", "1M");
+    for key in ["a", "wrong"] {
+        let secret = format!("secret,id=s,data={key}");
+        for options in [
+            "file.filename=a.qcow2,backing.encrypt.key-secret=s",
+            "file.filename=a.qcow2,backing.encrypt.key-secret=none",
+            "file.filename=b.qcow2,backing.backing.encrypt.key-secret=s",
+        ] {
+            let options = format!("driver=qcow2,{options}");
+            same(&["map", "--object", &secret, "--image-opts", &options]);
+            same(&["commit", "--object", &secret, "--image-opts", &options]);
+        }
+    }
+    let data_file = ["-o", "data_file=d.raw"];
+    folder.create(&data_file, "d.qcow2", "1M");
+    folder.qemu_img(&["amend", "-o", "data_file=", "d.qcow2"]);
+    same(&["convert", "-O", "raw", "d.qcow2", "out.raw"]);
+}

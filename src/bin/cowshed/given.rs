@@ -3,6 +3,9 @@
 //! A name in an image is a stranger's: it is a file's and nothing else, and the gate for folders opens it or not. What the
 //! command line gives in its place is the caller's own, and is opened as any other image of the command line.
 
+use std::sync::{Mutex, PoisonError};
+
+use cowshed::Error;
 use cowshed::crypt::Secret;
 use cowshed::image::{Answer, Gate, Locked, Reference, ReferenceKind, Source};
 use cowshed::rt::FolderGate;
@@ -10,17 +13,21 @@ use cowshed::rt::FolderGate;
 use crate::names::Names;
 use crate::node::{self, Node};
 use crate::open::Opening;
+use crate::persona::Persona;
+use crate::wording;
 
 /// The gate of the command.
 pub(crate) struct Given {
     folders: FolderGate,
     opening: Opening,
+    /// How many layers lie above what was asked for last, once something was.
+    asked: Mutex<Option<usize>>,
 }
 
 impl Given {
     /// Lets in what `folders` lets in, and what the options of `opening` name.
     pub(crate) fn new(folders: FolderGate, opening: Opening) -> Self {
-        Self { folders, opening }
+        Self { folders, opening, asked: Mutex::default() }
     }
 
     /// As [`Gate::open`], for writing.
@@ -34,11 +41,22 @@ impl Given {
         self.source(reference, true).await
     }
 
+    /// An error that opening the image met, under the names of QEMU's tools in their words: layers are opened one after the
+    /// other, so it is about what was asked for last.
+    pub(crate) fn blame(&self, error: Error) -> Error {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.opening.persona(), asked) {
+            (Persona::Cowshed, _) | (_, None) => error,
+            (_, Some(depth)) => Error::InvalidArgument(wording::of_layer(&error, depth)),
+        }
+    }
+
     async fn source(
         &self,
         reference: &Reference<'_>,
         writable: bool,
     ) -> cowshed::Result<Source<Node>> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(reference.depth);
         let mut given = options_of(self.opening.named(), reference);
         let driver = given.remove("driver");
         if !given.is_empty() {

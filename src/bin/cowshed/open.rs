@@ -321,6 +321,11 @@ impl Opening {
         let ids = &mut opening.keys.ids;
         ids.drain(..depth.min(ids.len()));
         opening.encryption = None;
+        let prefix = "backing.".repeat(depth);
+        let named = self.named.iter().filter_map(|(name, value)| {
+            Some((name.strip_prefix(&prefix)?.to_owned(), value.clone()))
+        });
+        opening.named = named.collect();
         opening
     }
 
@@ -507,7 +512,7 @@ impl Opening {
         let options = opening.options_with_key();
         let mut options = options.map_err(|reason| Failure::open(name, reason))?;
         options.snapshot = snapshot;
-        let opened = Image::open(source, &gate, options).await;
+        let opened = Image::open(source, &gate, options).await.map_err(|error| gate.blame(error));
         if let Ok(opened) = &opened {
             let agrees = opening.agrees(&opened.image).and_then(|()| opening.uses(&opened.image));
             agrees.map_err(|reason| Failure::open(name, reason))?;

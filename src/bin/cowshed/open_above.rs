@@ -30,6 +30,7 @@ impl Opening {
         let wrong = |reason: String| Failure::open(name, reason);
         let options = opening.options_with_key().map_err(wrong)?;
         let opened = Image::open(source, &gate, options).await;
+        let opened = opened.map_err(|error| gate.gate.blame(error));
         let image = opened.map_err(|error| Failure::open(name, open::reason(&error)))?.image;
         let named = gate.named.lock().unwrap_or_else(PoisonError::into_inner).take();
         let named = named.ok_or_else(|| Failure::open(name, "its backing files have changed"))?;

@@ -98,6 +98,10 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
 
     let rebased = open::block_on(async {
         let image = opening.open_and_warn(&name).await?;
+        if image.header().is_none() && rebase.compress {
+            let reason = "Compression not supported for this file format";
+            return Err(Failure::image(&name, "", reason));
+        }
         if let Some(format) = format.filter(|format| !format_options::is_format(format)) {
             return Err(Failure::message(format!("Invalid format name: '{format}'")));
         }

@@ -29,6 +29,20 @@ pub(crate) fn of(error: &Error) -> String {
     }
 }
 
+/// The error as one of QEMU's tools words it when a layer of an image does not open that lies below `depth` others, or a file
+/// that this layer names.
+pub(crate) fn of_layer(error: &Error, depth: usize) -> String {
+    let reason = match error {
+        Error::Open { path, source } => of_open(&path.display().to_string(), source),
+        Error::Refused { kind: "data file", name, .. } if name.is_empty() => {
+            "'data-file' is required for this image".into()
+        }
+        Error::Refused { reason, .. } => reason.clone(),
+        error => of(error),
+    };
+    format!("{}{reason}", "Could not open backing file: ".repeat(depth))
+}
+
 /// A file that cannot be opened.
 fn of_open(name: &str, error: &io::Error) -> String {
     match error.kind() {

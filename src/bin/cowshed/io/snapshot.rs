@@ -98,6 +98,8 @@ impl Gate for OnBase {
     type Storage = Node;
 
     async fn open(&self, reference: &Reference<'_>) -> cowshed::Result<Answer<Node>> {
+        // The temporary image lies above what is asked for, and the options do not speak of it.
+        let above = reference.depth.saturating_sub(1);
         let is_base = reference.kind == ReferenceKind::BackingFile && reference.depth == 1;
         let base = match is_base {
             true => self.base.lock().unwrap_or_else(PoisonError::into_inner).take(),
@@ -105,7 +107,7 @@ impl Gate for OnBase {
         };
         match base {
             Some(base) => Ok(Answer::Open(base)),
-            None => self.gate.open(reference).await,
+            None => self.gate.open(&Reference { depth: above, ..*reference }).await,
         }
     }
     async fn key(&self, locked: &Locked<'_>) -> cowshed::Result<Option<Secret>> {
