@@ -18,12 +18,12 @@ const FLAGS = [
   "--disable-dev-shm-usage",
 ];
 
-/** Starts Chromium with a new, empty profile; `flags` are added to the usual ones. */
-export function launch(flags = []) {
+/** Starts Chromium with a new, empty profile; `flags` are added to the usual ones, `options` are the driver's. */
+export function launch(flags = [], options = {}) {
   if (!existsSync(CHROMIUM)) {
     throw new Error(`${CHROMIUM} is missing: install it (Debian: apt-get install chromium) or set CHROMIUM`);
   }
-  return chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...FLAGS, ...flags] });
+  return chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...FLAGS, ...flags], ...options });
 }
 
 /** Opens the page in a context of its own. `noted` holds what went wrong and what was asked for, as it happens. */
