@@ -6,6 +6,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::mutant::{self, Mutant};
 use crate::sync::{Event, Mutex};
 
 /// The claims on the clusters of one disk.
@@ -39,7 +40,7 @@ impl Claims {
         while !self.is_granted(&claim) {
             let released = self.released.listen();
             // Looked at again after listening: it may have been granted in between.
-            if self.is_granted(&claim) {
+            if !mutant::is(Mutant::GateLooksFirst) && self.is_granted(&claim) {
                 break;
             }
             // Cancel: the claim's drop leaves the queue.
@@ -63,6 +64,9 @@ impl Claims {
     }
 
     fn is_granted(&self, claim: &Claim<'_>) -> bool {
+        if mutant::is(Mutant::ClaimWithoutLook) {
+            return true;
+        }
         let queue = self.queue.lock();
         let Some(own) = queue.asked.iter().position(|(number, _)| *number == claim.number) else {
             return true;
@@ -80,7 +84,7 @@ impl Drop for Claim<'_> {
         queue.asked.retain(|(number, _)| *number != self.number);
         let others = !queue.asked.is_empty();
         drop(queue);
-        if others {
+        if others && !mutant::is(Mutant::ClaimWithoutWake) {
             self.claims.released.notify(usize::MAX);
         }
     }

@@ -6,9 +6,12 @@
 //! Three threads, one or two requests each. The epochs have no bound: what is run is every schedule there is. The close and the
 //! pause: all with four preemptions; the claims: five; the turnstile: three. `LOOM_MAX_PREEMPTIONS` sets another bound.
 //!
+//! Each rule is left out, too, in a process of its own, and has to be missed: [`Mutant::GATES`].
+//!
 //! Chores stand or fall with sequentially consistent loads, which the checker takes for weaker ones: they are for the random
 //! schedules.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64 as Count;
 
@@ -17,12 +20,16 @@ use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 
 use super::claims::Claims;
+use super::mutant::{self, Mutant};
 use super::requests::Requests;
 use super::turnstile::Turnstile;
 use crate::sync::Ordering;
 
+/// Names the mutant that a process of its own is to find.
+const MUTANT: &str = "COWSHED_KERNEL_MUTANT";
+
 /// Runs `protocol` under every schedule, or every one with so many preemptions.
-fn every(name: &str, preemptions: Option<usize>, protocol: impl Fn() + Send + Sync + 'static) {
+fn every(name: &str, preemptions: Option<usize>, protocol: fn()) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(preemptions);
     builder.max_branches = 100_000;
@@ -33,8 +40,28 @@ fn every(name: &str, preemptions: Option<usize>, protocol: impl Fn() + Send + Sy
         protocol();
     });
     let count = count.load(Ordering::Relaxed);
+    println!("{name}: {count} executions");
     // What explores nothing proves nothing.
     assert!(count > 10, "{name}: {count} executions");
+}
+
+/// Runs `protocol` so; then that it fails with each of `mutants`, in processes of their own, as what unwinds out of a failed
+/// execution may abort. `test` is the name of the caller.
+fn proves(test: &str, preemptions: Option<usize>, protocol: fn(), mutants: &[Mutant]) {
+    if let Ok(name) = std::env::var(MUTANT) {
+        let mutant = Mutant::GATES.into_iter().find(|it| format!("{it:?}") == name);
+        mutant::set(Some(mutant.expect("a mutant's name")));
+        return every(test, preemptions, protocol);
+    }
+    every(test, preemptions, protocol);
+    for mutant in mutants {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", &format!("image::kernel::{test}"), "--nocapture"]);
+        let child = child.env(MUTANT, format!("{mutant:?}")).output().unwrap();
+        let panicked = String::from_utf8_lossy(&child.stderr).contains("panicked");
+        assert!(panicked && !child.status.success(), "{mutant:?} is not found");
+        println!("{test}: {mutant:?} is found");
+    }
 }
 
 fn inside(count: &AtomicUsize, others_max: usize) {
@@ -44,7 +71,7 @@ fn inside(count: &AtomicUsize, others_max: usize) {
 
 #[test]
 fn close_waits_for_requests_and_ends() {
-    every("close", Some(4), || {
+    fn protocol() {
         let state = Arc::new((Requests::default(), AtomicUsize::new(0)));
         let tasks = [0, 1].map(|task| {
             let state = Arc::clone(&state);
@@ -67,13 +94,15 @@ fn close_waits_for_requests_and_ends() {
         for task in tasks {
             task.join().unwrap();
         }
-    });
+    }
+    let mutants = [Mutant::GateLooksFirst, Mutant::LeaveWithoutWake, Mutant::DrainedWithoutWait];
+    proves("close_waits_for_requests_and_ends", Some(4), protocol, &mutants);
 }
 
 /// Whoever found a cluster by its old mapping has left when two epochs have passed since the new one.
 #[test]
 fn epochs_outlast_the_requests_that_saw_the_old_mapping() {
-    every("epochs", None, || {
+    fn protocol() {
         let state = Arc::new((Requests::default(), AtomicUsize::new(0), AtomicUsize::new(0)));
         let request = {
             let state = Arc::clone(&state);
@@ -101,13 +130,15 @@ fn epochs_outlast_the_requests_that_saw_the_old_mapping() {
             }
         }
         request.join().unwrap();
-    });
+    }
+    let mutants = [Mutant::EpochWithoutLook];
+    proves("epochs_outlast_the_requests_that_saw_the_old_mapping", None, protocol, &mutants);
 }
 
 /// Who pauses is alone, until the pause ends or the image is closed.
 #[test]
 fn a_pause_waits_for_requests_and_ends_with_the_close() {
-    every("pause", Some(4), || {
+    fn protocol() {
         let state = Arc::new((Requests::default(), AtomicUsize::new(0)));
         let tasks = [0, 1].map(|task| {
             let state = Arc::clone(&state);
@@ -129,12 +160,14 @@ fn a_pause_waits_for_requests_and_ends_with_the_close() {
             task.join().unwrap();
         }
         assert!(block_on(state.0.pause()).is_err());
-    });
+    }
+    let mutants = [Mutant::LeaveWithoutWake, Mutant::DrainedWithoutWait, Mutant::EnterUnderPause];
+    proves("a_pause_waits_for_requests_and_ends_with_the_close", Some(4), protocol, &mutants);
 }
 
 #[test]
 fn one_alone_is_alone() {
-    every("turnstile", Some(3), || {
+    fn protocol() {
         let state = Arc::new((Turnstile::default(), AtomicUsize::new(0)));
         let tasks = [0, 1].map(|task| {
             let state = Arc::clone(&state);
@@ -156,12 +189,14 @@ fn one_alone_is_alone() {
         for task in tasks {
             task.join().unwrap();
         }
-    });
+    }
+    let mutants = [Mutant::GateLooksFirst, Mutant::AloneWithoutWait, Mutant::PassUnderAlone];
+    proves("one_alone_is_alone", Some(3), protocol, &mutants);
 }
 
 #[test]
 fn claims_that_overlap_follow_each_other() {
-    every("claims", Some(5), || {
+    fn protocol() {
         let state = Arc::new((Claims::default(), AtomicUsize::new(0)));
         let tasks = [0..=1, 1..=2].map(|clusters| {
             let state = Arc::clone(&state);
@@ -176,5 +211,7 @@ fn claims_that_overlap_follow_each_other() {
         for task in tasks {
             task.join().unwrap();
         }
-    });
+    }
+    let mutants = [Mutant::GateLooksFirst, Mutant::ClaimWithoutLook, Mutant::ClaimWithoutWake];
+    proves("claims_that_overlap_follow_each_other", Some(5), protocol, &mutants);
 }

@@ -52,10 +52,28 @@ pub enum Mutant {
     ReconfigureUnderRequests,
     /// Settings change without writing back what is dirty.
     ReconfigureWithoutWriteBack,
+    /// Who waits at a gate (a close, a pause, the turnstile, a claim) looks whether it may go on, and listens afterwards.
+    GateLooksFirst,
+    /// The last request to leave tells nobody.
+    LeaveWithoutWake,
+    /// A close and a pause do not wait for the requests in flight.
+    DrainedWithoutWait,
+    /// Requests come in during a pause.
+    EnterUnderPause,
+    /// An epoch ends while requests of the one before it are in flight.
+    EpochWithoutLook,
+    /// Who wants to be alone does not wait for those who pass.
+    AloneWithoutWait,
+    /// Others pass while somebody is alone.
+    PassUnderAlone,
+    /// A claim is granted although it overlaps one that came before.
+    ClaimWithoutLook,
+    /// A claim that is given up tells nobody.
+    ClaimWithoutWake,
 }
 
 impl Mutant {
-    /// Those of writing, which the simulator finds. The others take several tasks that the model checker chooses from.
+    /// Those of writing, which the simulator finds. The others take tasks and threads that a model checker chooses from.
     pub const ALL: [Self; 17] = [
         Self::MappingBeforeRefcount,
         Self::MappingBeforeData,
@@ -74,6 +92,19 @@ impl Mutant {
         Self::SnapshotBeforeReferences,
         Self::KeepCopied,
         Self::BitmapsStayTrusted,
+    ];
+
+    /// Those of the gates, which the checker of their kernel finds.
+    pub const GATES: [Self; 9] = [
+        Self::GateLooksFirst,
+        Self::LeaveWithoutWake,
+        Self::DrainedWithoutWait,
+        Self::EnterUnderPause,
+        Self::EpochWithoutLook,
+        Self::AloneWithoutWait,
+        Self::PassUnderAlone,
+        Self::ClaimWithoutLook,
+        Self::ClaimWithoutWake,
     ];
 }
 

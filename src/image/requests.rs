@@ -26,6 +26,7 @@
 //! A write that was dropped while the storage worked on it holds its epoch on, until a flush has shown that it will not land
 //! any more: see [`Request::hold`].
 
+use super::mutant::{self, Mutant};
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, AtomicUsize, Event, Ordering};
 
@@ -80,8 +81,9 @@ impl Requests {
     /// Dropping the future has no effect.
     #[inline]
     pub(crate) async fn enter(&self) -> Result<Request<'_>> {
+        let unless = if mutant::is(Mutant::EnterUnderPause) { CLOSED } else { CLOSED | PAUSED };
         loop {
-            if let Some(request) = self.try_enter(CLOSED | PAUSED) {
+            if let Some(request) = self.try_enter(unless) {
                 return Ok(request);
             }
             self.resumed().await?;
@@ -170,7 +172,8 @@ impl Requests {
             if state & CLOSED != 0 {
                 return Err(Error::Closed);
             }
-            if is_empty(state) && self.chores.load(Ordering::SeqCst) == 0 {
+            let is_drained = is_empty(state) && self.chores.load(Ordering::SeqCst) == 0;
+            if is_drained || mutant::is(Mutant::DrainedWithoutWait) {
                 return Ok(paused);
             }
             // Cancel: the drop of `paused` ends the pause.
@@ -192,7 +195,7 @@ impl Requests {
             }
             let listener = self.drained.listen();
             // Looked at again after listening: the last request may have left in between.
-            if self.is_drained() {
+            if !mutant::is(Mutant::GateLooksFirst) && self.is_drained() {
                 return;
             }
             listener.await;
@@ -200,7 +203,9 @@ impl Requests {
     }
 
     fn is_drained(&self) -> bool {
-        is_empty(self.state.load(Ordering::SeqCst)) && self.chores.load(Ordering::SeqCst) == 0
+        let no_request = is_empty(self.state.load(Ordering::SeqCst));
+        (no_request && self.chores.load(Ordering::SeqCst) == 0)
+            || mutant::is(Mutant::DrainedWithoutWait)
     }
 
     /// The epoch now: what is unmapped now can be used by nobody once [`Self::advance`] has returned this plus 2.
@@ -216,6 +221,7 @@ impl Requests {
             // Nobody enters an epoch that is over, and who holds it on does so before leaving: once it is seen to be empty,
             // what is held on of it can only become less.
             let left = self.state.load(Ordering::SeqCst) & (COUNT_MASK * one(before_is_odd)) == 0;
+            let left = left || mutant::is(Mutant::EpochWithoutLook);
             if !left || self.held[usize::from(before_is_odd)].load(Ordering::SeqCst) != 0 {
                 break;
             }
@@ -233,7 +239,8 @@ impl Requests {
 
     fn leave(&self, odd: bool) {
         let before = self.state.fetch_sub(one(odd), Ordering::AcqRel);
-        if before & (CLOSED | PAUSED) != 0 && is_empty(before - one(odd)) {
+        let was_last = before & (CLOSED | PAUSED) != 0 && is_empty(before - one(odd));
+        if was_last && !mutant::is(Mutant::LeaveWithoutWake) {
             self.drained.notify(usize::MAX);
         }
     }

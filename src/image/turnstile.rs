@@ -1,5 +1,6 @@
 //! The turnstile: changes of the disk's contents go through it side by side, a change of its layout goes alone.
 
+use super::mutant::{self, Mutant};
 use crate::sync::{AtomicUsize, Event, Ordering};
 
 /// Set while somebody wants to be alone, or is.
@@ -30,7 +31,7 @@ impl Turnstile {
             let mut state = self.state.load(Ordering::SeqCst);
             // Who may not pass does not count itself either: it would have to wake the others when it takes that back, and two
             // who wait would wake each other without an end.
-            while state & ALONE == 0 {
+            while state & ALONE == 0 || mutant::is(Mutant::PassUnderAlone) {
                 // The count can not reach the bit: everybody who passes holds memory.
                 let (before, order) = (state, Ordering::SeqCst);
                 match self.state.compare_exchange_weak(before, before + 1, order, order) {
@@ -40,7 +41,8 @@ impl Turnstile {
             }
             let changed = self.changed.listen();
             // Looked at again after listening: it may have been opened in between.
-            if self.state.load(Ordering::SeqCst) & ALONE != 0 {
+            if mutant::is(Mutant::GateLooksFirst) || self.state.load(Ordering::SeqCst) & ALONE != 0
+            {
                 changed.await;
             }
         }
@@ -63,7 +65,8 @@ impl Turnstile {
         let alone = Alone(self);
         loop {
             let changed = self.changed.listen();
-            if self.state.load(Ordering::SeqCst) == ALONE {
+            let is_alone = self.state.load(Ordering::SeqCst) == ALONE;
+            if is_alone || mutant::is(Mutant::AloneWithoutWait) {
                 return alone;
             }
             // Cancel: the drop of `alone` opens the turnstile.
