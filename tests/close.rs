@@ -6,77 +6,25 @@
 #![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+mod support;
+
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_executor::Executor;
 use cowshed::Error;
 use cowshed::cache::{Cleaner, mutant};
 use cowshed::image::{CreateOptions, Image, OpenOptions, RefuseAll, Source, WriteOptions, create};
-use cowshed::storage::{Buf, MemoryStorage, SendStorage, Storage};
+use cowshed::rt::SmolTimer;
+use cowshed::sim;
 use cowshed::timer::Timer;
-use futures::channel::oneshot;
 use futures::executor::block_on;
 use futures::future::{abortable, pending};
 use futures::{FutureExt, pin_mut, poll};
+use support::medium::Medium;
 
 const DISK_LEN: u64 = 4 << 20;
-
-/// Memory that fails when it is told to, and keeps a request waiting when it is told to.
-#[derive(Default)]
-struct Medium {
-    memory: MemoryStorage,
-    fails: AtomicBool,
-    held: Mutex<Option<oneshot::Receiver<()>>>,
-}
-
-impl Medium {
-    async fn work(&self) -> io::Result<()> {
-        let held = self.held.lock().unwrap().take();
-        if let Some(held) = held {
-            let _ = held.await;
-        }
-        match self.fails.load(Ordering::SeqCst) {
-            true => Err(io::Error::other("the medium fails")),
-            false => Ok(()),
-        }
-    }
-}
-
-impl SendStorage for Medium {
-    async fn read_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        Storage::read_at(&self.memory, buf, offset).await
-    }
-
-    async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        self.work().await?;
-        Storage::write_at(&self.memory, buf, offset).await
-    }
-
-    async fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.work().await?;
-        Storage::write_zeroes(&self.memory, offset, len).await
-    }
-
-    async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        Storage::discard(&self.memory, offset, len).await
-    }
-
-    async fn flush(&self) -> io::Result<()> {
-        self.work().await
-    }
-
-    async fn len(&self) -> io::Result<u64> {
-        Storage::len(&self.memory).await
-    }
-
-    async fn set_len(&self, len: u64) -> io::Result<()> {
-        Storage::set_len(&self.memory, len).await
-    }
-}
 
 type TestImage = Image<Arc<Medium>>;
 
@@ -212,6 +160,38 @@ fn close_wakes_a_cleaner_that_sleeps_on_another_thread() {
     }
 }
 
+/// Ten minutes are the default interval.
+#[test]
+fn close_does_not_wait_for_the_end_of_a_sleep() {
+    let (medium, image, cleaner) = open();
+    let cleaner = thread::spawn(move || block_on(cleaner.run(SmolTimer)));
+    // Most likely it sleeps by then; where it does not, the close must not wait either.
+    thread::sleep(Duration::from_millis(20));
+    let start = Instant::now();
+    block_on(image.close()).unwrap();
+    cleaner.join().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    assert_closed(&medium, image);
+
+    let (medium, image, cleaner) = open();
+    let executor = sim::Executor::new(1);
+    let clock = executor.clock();
+    let cleaner = executor.spawn(cleaner.run(clock.clone()));
+    executor
+        .run(async {
+            clock.sleep(Duration::from_secs(25 * 60)).await;
+            assert!(image.statistics()[0].l2.passes > 0, "it sleeps again");
+            let now = clock.now();
+            image.close().await.unwrap();
+            cleaner.await;
+            assert_eq!(clock.now(), now, "time goes by in a close");
+        })
+        .unwrap();
+    assert!(!clock.advance(), "a timer is left");
+    drop(executor);
+    assert_closed(&medium, image);
+}
+
 #[test]
 fn close_waits_for_the_step_of_a_pass_that_has_begun() {
     let (medium, image, cleaner) = open();
@@ -246,14 +226,13 @@ fn close_waits_for_the_step_of_a_pass_that_has_begun() {
 #[test]
 fn second_close_waits_for_the_first_and_a_third_finds_it_done() {
     let (medium, image, cleaner) = open();
-    let (let_go, held) = oneshot::channel();
-    *medium.held.lock().unwrap() = Some(held);
+    let held = medium.hold();
     block_on(async {
         let (first, second) = (image.close(), image.close());
         pin_mut!(first, second);
         assert!(poll!(&mut first).is_pending(), "the storage works");
         assert!(poll!(&mut second).is_pending(), "it returns before the image is closed");
-        let_go.send(()).unwrap();
+        drop(held);
         assert!(poll!(&mut second).is_pending(), "the first has not ended");
         first.await.unwrap();
         second.await.unwrap();
@@ -282,8 +261,7 @@ fn close_from_several_threads_ends_in_each() {
 #[test]
 fn dropped_close_is_completed_by_the_next() {
     let (medium, image, cleaner) = open();
-    let (_let_go, held) = oneshot::channel();
-    *medium.held.lock().unwrap() = Some(held);
+    let _held = medium.hold();
     assert!(image.close().now_or_never().is_none());
     assert!(matches!(block_on(image.read_at(&mut [0], 0)), Err(Error::Closed)));
     block_on(image.close()).unwrap();
@@ -295,7 +273,7 @@ fn dropped_close_is_completed_by_the_next() {
 fn error_of_the_storage_is_reported_and_the_cleaner_has_ended_all_the_same() {
     let (medium, image, cleaner) = open();
     let cleaner = thread::spawn(move || block_on(cleaner.run(Never)));
-    medium.fails.store(true, Ordering::SeqCst);
+    medium.fail(true);
     let error = block_on(image.close()).unwrap_err();
     assert!(matches!(error, Error::Storage { .. }), "{error:?}");
     cleaner.join().unwrap();

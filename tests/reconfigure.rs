@@ -8,9 +8,8 @@
 
 mod support;
 
-use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -23,89 +22,24 @@ use cowshed::image::{
     Source, WriteOptions, ZeroMode, create,
 };
 use cowshed::rt::{DiskStorage, FileOptions, SmolTimer, open_storage};
-use cowshed::storage::{Buf, MemoryStorage, SendStorage, Storage};
+use cowshed::storage::{Buf, Storage};
 use cowshed::timer::Timer;
 use cowshed::{Error, Result};
-use futures::channel::oneshot;
 use futures::executor::block_on;
 use futures::{FutureExt, pin_mut, poll};
 use support::data::Choices;
+use support::medium::Medium;
 use support::qemu;
 
 const DISK_LEN: u64 = 4 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Memory that fails when it is told to, and keeps requests waiting when it is told to.
-#[derive(Default)]
-struct Medium {
-    memory: MemoryStorage,
-    fails: AtomicBool,
-    flushes: AtomicUsize,
-    held: Mutex<Option<oneshot::Receiver<()>>>,
-}
-
-impl Medium {
-    /// Keeps the next read, write or flush waiting until the sender is dropped.
-    fn hold(&self) -> oneshot::Sender<()> {
-        let (sender, receiver) = oneshot::channel();
-        *self.held.lock().unwrap() = Some(receiver);
-        sender
-    }
-
-    async fn work(&self) -> io::Result<()> {
-        let held = self.held.lock().unwrap().take();
-        if let Some(held) = held {
-            let _ = held.await;
-        }
-        match self.fails.load(Ordering::SeqCst) {
-            true => Err(io::Error::other("the medium fails")),
-            false => Ok(()),
-        }
-    }
-
-    fn header(&self) -> Header {
-        let bytes = self.memory.to_vec();
-        Header::parse(&bytes[..4096], bytes.len() as u64).unwrap()
-    }
-}
-
-impl SendStorage for Medium {
-    async fn read_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        self.work().await?;
-        Storage::read_at(&self.memory, buf, offset).await
-    }
-
-    async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        self.work().await?;
-        Storage::write_at(&self.memory, buf, offset).await
-    }
-
-    async fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.work().await?;
-        Storage::write_zeroes(&self.memory, offset, len).await
-    }
-
-    async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.work().await?;
-        Storage::discard(&self.memory, offset, len).await
-    }
-
-    async fn flush(&self) -> io::Result<()> {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
-        self.work().await
-    }
-
-    async fn len(&self) -> io::Result<u64> {
-        Storage::len(&self.memory).await
-    }
-
-    async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.work().await?;
-        Storage::set_len(&self.memory, len).await
-    }
-}
-
 type TestImage = Image<Arc<Medium>>;
+
+fn header(medium: &Medium) -> Header {
+    let bytes = medium.memory.to_vec();
+    Header::parse(&bytes[..4096], bytes.len() as u64).unwrap()
+}
 
 /// A timer that never rings, and says for how long it was asked to sleep.
 #[derive(Clone, Default)]
@@ -382,13 +316,13 @@ fn a_failure_leaves_image_settings_and_cleaner_as_they_were() {
     }
     // A medium that does not take what is dirty, though it does not fail for good.
     write(&image, 3, 0, 100_000);
-    medium.fails.store(true, Ordering::SeqCst);
+    medium.fail(true);
     let new = change(&old, |it| {
         it.cache.l2_cache_entry_size = Some(512);
         it.write.as_mut().unwrap().pass_discard_other = true;
     });
     assert!(block_on(image.reconfigure(new.clone())).is_err());
-    medium.fails.store(false, Ordering::SeqCst);
+    medium.fail(false);
 
     assert_eq!(image.settings(), old);
     assert!(run.poll_unpin(&mut context).is_pending(), "the cleaner was stopped");
@@ -455,7 +389,6 @@ fn a_reconfiguration_that_is_dropped_anywhere_leaves_the_image_whole() {
             }
             false
         });
-        *medium.held.lock().unwrap() = None;
         write(&image, 6, 1 << 20, 100_000);
         assert_reads(&image, 5, 4096, 300_000);
         block_on(image.reconfigure(settings.clone())).unwrap();
@@ -502,7 +435,7 @@ fn a_close_ends_behind_a_reconfiguration_and_one_that_comes_later_is_refused() {
 fn an_image_that_may_not_leave_refcounts_behind_any_more_is_marked_clean() {
     let medium = new_medium(|options| options.lazy_refcounts = true);
     let image = open(&medium, writable()).0;
-    let is_dirty = || medium.header().incompatible.contains(Incompatible::DIRTY);
+    let is_dirty = || header(&medium).incompatible.contains(Incompatible::DIRTY);
     write(&image, 1, 0, 4096);
     assert!(is_dirty());
     // Other settings leave it so.
@@ -532,7 +465,7 @@ fn an_image_becomes_writable_as_if_it_was_opened_for_writing() {
     write(&killed, 1, 0, 500_000);
     block_on(killed.flush()).unwrap();
     std::mem::forget(killed);
-    assert!(medium.header().incompatible.contains(Incompatible::DIRTY));
+    assert!(header(&medium).incompatible.contains(Incompatible::DIRTY));
 
     let image = open(&medium, OpenOptions::default()).0;
     assert_reads(&image, 1, 0, 500_000);

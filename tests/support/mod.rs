@@ -16,6 +16,7 @@ pub mod data;
 pub mod images;
 pub mod kept;
 pub mod matrix;
+pub mod medium;
 pub mod mutants;
 pub mod open;
 pub mod qemu;
