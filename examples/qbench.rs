@@ -28,13 +28,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails stops")]
 #![allow(clippy::disallowed_methods, clippy::cast_precision_loss, reason = "it measures time")]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use cowshed::cache::TableCache;
+use cowshed::cache::{CleanerControl, TableCache};
 use cowshed::format::HostOffset;
 use cowshed::image::check::CheckOptions;
 use cowshed::image::{ExtentKind, Format, Identity, Image, OpenOptions, Source, WriteOptions};
@@ -124,23 +127,111 @@ impl Timer for ThreadTimer {
     }
 }
 
-/// Measures passes over a full cache.
+/// Measures passes over a full cache, and what a thread that uses it meanwhile has to wait.
 fn pass(arguments: &Arguments) {
-    const SLICE_LEN_BYTES: u64 = 4096;
     let len = arguments.number("l2", 32 << 20);
-    let storage = MemoryStorage::default();
     for round in 0..arguments.number("n", 5) {
-        let cache = TableCache::new(len, SLICE_LEN_BYTES);
-        for at in (0..len).step_by(4096) {
-            block_on(cache.get(&storage, HostOffset::new(at))).expect("a slice of zeros");
-        }
-        let time = || {
+        let cache = &Arc::new(TableCache::new(len, SLICE_LEN_BYTES));
+        (0..len).step_by(4096).for_each(|at| load(cache, at));
+        let control = CleanerControl::new([Arc::clone(cache)], Duration::from_secs(1));
+        let mut cleaner = pin!(control.start().expect("an interval").run(SecondPoll));
+        let mut poll = || cleaner.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let waits = &Waits::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| waits.use_cache(cache, len));
+            let report = |name: &str, what: &dyn Fn() -> String| {
+                waits.take();
+                let what = what();
+                let (hit, miss) = waits.take();
+                println!("round={round} {name}: {what} hit_max_us={hit:.1} miss_max_us={miss:.1}");
+            };
+            report("idle", &|| {
+                std::thread::sleep(Duration::from_millis(5));
+                String::new()
+            });
+            let poll = RefCell::new(&mut poll);
+            let pass = || one_pass(cache, &mut **poll.borrow_mut());
+            report("loaded", &pass);
+            (0..len).step_by(4096).for_each(|at| hit(cache, at));
+            report("hit", &pass);
+            report("unused", &pass);
+            waits.over.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+const SLICE_LEN_BYTES: u64 = 4096;
+
+fn load(cache: &TableCache, at: u64) {
+    let storage = MemoryStorage::default();
+    drop(block_on(cache.get(&storage, HostOffset::new(at))).expect("a slice of zeros"));
+}
+
+fn hit(cache: &TableCache, at: u64) {
+    let _ = cache.hit(HostOffset::new(at), |slice| slice.word(0));
+}
+
+/// Polls the cleaner through one pass: how long its steps take together, and the longest of them, apart for those that sweep and
+/// those that free.
+fn one_pass(cache: &TableCache, poll: &mut dyn FnMut() -> Poll<()>) -> String {
+    let mut times = [(0.0, 0.0_f64); 2];
+    let before = cache.statistics();
+    let mut held = before.bytes_held;
+    while cache.statistics().passes == before.passes {
+        let start = Instant::now();
+        assert!(poll().is_pending());
+        let micros = start.elapsed().as_secs_f64() * 1e6;
+        let now = cache.statistics();
+        let frees = now.bytes_held < held || now.passes > before.passes;
+        let (sum, longest) = &mut times[usize::from(frees)];
+        (*sum, *longest) = (*sum + micros, longest.max(micros));
+        held = now.bytes_held;
+    }
+    let [(sweep, sweep_step), (free, free_step)] = times;
+    format!(
+        "sweep_us={sweep:.0} step_us={sweep_step:.0} free_us={free:.0} step_us={free_step:.0} held={held}"
+    )
+}
+
+/// A timer that fires when it is polled again.
+struct SecondPoll;
+
+impl Timer for SecondPoll {
+    async fn sleep(&self, _: Duration) {
+        futures::pending!();
+    }
+}
+
+/// The longest waits of a thread that uses the cache, in nanoseconds.
+#[derive(Default)]
+struct Waits {
+    hit: AtomicU64,
+    miss: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Waits {
+    /// Hits and, more rarely, misses until it is over.
+    fn use_cache(&self, cache: &TableCache, len: u64) {
+        let nanos = |what: &dyn Fn()| {
             let start = Instant::now();
-            cache.pass();
-            (start.elapsed().as_secs_f64() * 1e6, cache.statistics().bytes_held)
+            what();
+            u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
         };
-        let ((used_us, held), (drop_us, left)) = (time(), time());
-        println!("round={round} used_us={used_us:.0} held={held} drop_us={drop_us:.0} left={left}");
+        let mut next = len;
+        while !self.over.load(Ordering::Relaxed) {
+            self.miss.fetch_max(nanos(&|| load(cache, next)), Ordering::Relaxed);
+            for _ in 0..200 {
+                self.hit.fetch_max(nanos(&|| hit(cache, next)), Ordering::Relaxed);
+            }
+            next += SLICE_LEN_BYTES;
+        }
+    }
+
+    /// Those since the last call, in microseconds.
+    fn take(&self) -> (f64, f64) {
+        let micros = |wait: &AtomicU64| wait.swap(0, Ordering::Relaxed) as f64 / 1e3;
+        (micros(&self.hit), micros(&self.miss))
     }
 }
 

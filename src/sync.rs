@@ -45,7 +45,7 @@ use checked as types;
 use native as types;
 
 pub(crate) use std::sync::Arc;
-pub(crate) use std::sync::atomic::{AtomicU64 as AtomicWord, Ordering};
+pub(crate) use std::sync::atomic::{AtomicU64 as AtomicWord, Ordering, fence};
 pub(crate) use types::{AtomicU64, AtomicUsize, Event, MutexGuard, OnceCell};
 
 /// A synchronous lock. A panic under it does not poison it: what it guards must be whole between any two steps.

@@ -300,10 +300,12 @@ fn cleaner_that_is_forgotten_in_the_middle_of_a_pass_is_joined_and_passes_no_mor
     let mut context = Context::from_waker(Waker::noop());
     assert!(run.as_mut().poll(&mut context).is_pending());
     scene.hand.ring();
-    assert!(run.as_mut().poll(&mut context).is_pending());
+    while scene.held() == 2000 * SLICE {
+        assert!(run.as_mut().poll(&mut context).is_pending());
+    }
     assert_eq!(scene.cache.statistics().passes, 1, "the pass is still under way");
     let held = scene.held();
-    assert!(0 < held && held < 2000 * SLICE, "some of it is done");
+    assert!(0 < held, "some of it is done");
     scene.close();
     assert!(poll(&mut run));
     assert_eq!(scene.held(), held, "a stopped cleaner has swept on");

@@ -85,7 +85,7 @@ fn get_of_a_cached_slice_is_a_use() {
 fn pinned_slice_outlives_passes_and_the_end_of_the_pin_is_a_use() {
     let cache = TableCache::new(4 * SLICE, SLICE);
     let pin = load(&cache, 3);
-    let second = pin.clone();
+    let second = load(&cache, 3);
     drop(pin);
     for _ in 0..5 {
         cache.pass();

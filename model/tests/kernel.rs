@@ -209,3 +209,23 @@ fn one_loads_and_the_other_waits() {
         assert_eq!((counts.loads - counts.evictions) * 512, counts.bytes_held);
     });
 }
+
+/// A load comes while a pass sweeps and frees the only slice that there is room for: it takes that memory, or its own.
+#[test]
+fn load_beside_a_pass_leaves_the_budget_whole() {
+    every("swept", || {
+        let (cache, storage) = (cache(), MemoryStorage::new(vec![1; 1024]));
+        drop(block_on(cache.get(&storage, SLICE)).unwrap());
+        // It is not used any more from here on.
+        cache.pass();
+        let pass = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || cache.pass())
+        };
+        let loaded = block_on(cache.get(&storage, HostOffset::new(512))).unwrap();
+        pass.join().unwrap();
+        assert_eq!(loaded.word(0), 0x0101_0101_0101_0101);
+        let counts = cache.statistics();
+        assert_eq!((counts.evictions + counts.cleaned, counts.bytes_held), (1, 512));
+    });
+}

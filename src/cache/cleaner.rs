@@ -15,7 +15,7 @@
 //!   stop:  stop := true, take caches away    read the plan: stop -> exit
 //!          wake                              sleep, or be woken -> read the plan again
 //!   join:  listen for idle                   step: stop -> exit; else working := true, borrow caches
-//!          until not working                       sweep some stripes, give caches back
+//!          until not working                       sweep or free a part, give caches back
 //!                                                  working := false, tell idle
 //! ```
 //!
@@ -40,7 +40,7 @@ use std::time::Duration;
 use futures::future::{Either, select};
 
 use super::mutant::{self, Mutant};
-use super::table::TableCache;
+use super::table::{Stage, TableCache};
 use crate::sync::{Arc, Event, Mutex, yield_now};
 use crate::timer::Timer;
 
@@ -228,16 +228,16 @@ struct Plan {
     exited: bool,
 }
 
-/// Where a pass is: in which cache, before which stripe.
+/// Where a pass is: in which cache, and what it has to do there next.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     cache: usize,
-    stripe: usize,
+    stage: Stage,
 }
 
 /// How a step of a pass ended.
 enum Step {
-    /// There is more to sweep, from here.
+    /// There is more to do, from here.
     Paused(Place),
     /// It was the last one of its pass.
     Ended,
@@ -266,7 +266,7 @@ impl Shared {
         true
     }
 
-    /// Sweeps a part of the caches, unless there was a stop.
+    /// Does a part of a pass, unless there was a stop.
     fn step(&self, place: Place) -> Step {
         let mut plan = self.plan.lock();
         let Some(caches) = plan.caches.clone() else { return Step::Stopped };
@@ -276,10 +276,10 @@ impl Shared {
         let _working = Working(self);
         let caches = caches;
         let Some(cache) = caches.get(place.cache) else { return Step::Ended };
-        match cache.pass_from(place.stripe) {
-            Some(stripe) => Step::Paused(Place { stripe, ..place }),
+        match cache.pass_from(place.stage) {
+            Some(stage) => Step::Paused(Place { stage, ..place }),
             None if place.cache + 1 < caches.len() => {
-                Step::Paused(Place { cache: place.cache + 1, stripe: 0 })
+                Step::Paused(Place { cache: place.cache + 1, stage: Stage::default() })
             }
             None => Step::Ended,
         }

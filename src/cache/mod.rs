@@ -28,15 +28,17 @@
 //! - A **hit** ([`TableCache::hit`]) takes one striped synchronous lock, allocates nothing and awaits nothing.
 //! - A **miss** ([`TableCache::get`]) starts one load for each slice, however many ask. I/O is never awaited under a
 //!   lock.
-//! - A slice is **pinned** while somebody holds the [`Slice`] that `get` returned, or a clone of it. A pinned slice is neither evicted nor
-//!   dropped by a pass.
+//! - A slice is **pinned** while somebody holds the [`Slice`] that `get` returned. A pinned slice is neither evicted nor dropped by a
+//!   pass.
 //! - **Eviction** is CLOCK over all stripes: a hand goes round, cools down what was used and takes what is cold, which
 //!   comes near to taking the least recently used. The victim's memory is reused for the newcomer.
-//! - A **pass** ([`TableCache::pass`]) drops what was not used since the pass before, QEMU's rule.
+//! - A **pass** ([`TableCache::pass`]) drops what was not used since the pass before, QEMU's rule: it sweeps every stripe, which is
+//!   short, and frees what it took afterwards, which is not.
 //!
 //! # Memory
 //!
-//! Slices count against the budget from the end of their load. Beyond it go: loads in flight (a buffer each, as any
+//! Slices count against the budget from the end of their load until they are freed; a load reuses what a pass has taken and not
+//! freed yet. Beyond it go: loads in flight (a buffer each, as any
 //! read), at most [`SCRATCH_BYTES_MAX`] of idle buffers, the index (some 64 bytes a slice), and, if every
 //! slice is pinned when one more is loaded, that one: the cache rather exceeds its budget by what is pinned than
 //! waits for a pin to go. The next miss shrinks it again.
@@ -58,6 +60,7 @@ mod scratch;
 mod slot;
 mod statistics;
 mod stripe;
+mod swept;
 mod table;
 mod trim;
 mod write_back;

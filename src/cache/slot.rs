@@ -2,28 +2,68 @@
 //!
 //! A slot changes its state only under its stripe's lock. This file must not know stripes, budgets or I/O.
 
-use crate::sync::{Arc, AtomicWord, OnceCell, Ordering};
+use super::mutant::{self, Mutant};
+use crate::sync::{Arc, AtomicWord, OnceCell, Ordering, fence};
 
-/// A slice of a table, pinned: a run of its bytes as big-endian words of 64 bits. A clone is the same slice, and
-/// pins it as well.
+/// A slice of a table, pinned: a run of its bytes as big-endian words of 64 bits.
 ///
 /// Words are atomic: a reader needs no lock, and sees of each word an old or a new value, never a mixture.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Slice {
     /// Words in the order of bytes that they have on disk, so that loading is copying.
     words: Arc<[AtomicWord]>,
+    /// That of whoever holds it; the cache's own has none. Dropped after the words: see [`Pins::any`].
+    _pin: Option<Pin>,
+}
+
+/// Somebody who holds a slice of a stripe, or waits for its load.
+pub(super) type Pin = Arc<()>;
+
+/// How many hold slices of a stripe. Whether somebody holds a certain slice stands in front of its words, which a sweep would have to
+/// fetch from memory for each slice; mostly nobody holds any.
+#[derive(Debug, Default)]
+pub(super) struct Pins(Pin);
+
+impl Pins {
+    /// One more. To be asked for under the stripe's lock.
+    pub(super) fn pin(&self) -> Pin {
+        Arc::clone(&self.0)
+    }
+
+    /// Whether there is any. To be asked under the stripe's lock, where new ones are made.
+    pub(super) fn any(&self) -> bool {
+        let any = Arc::strong_count(&self.0) > 1;
+        // Who sees that a pin has gone sees that the slice had been let go before.
+        fence(Ordering::Acquire);
+        any
+    }
 }
 
 impl Slice {
     /// A slice of `len_bytes`, a multiple of 8, of zeros.
     pub(super) fn blank(len_bytes: usize) -> Self {
-        Self { words: (0..len_bytes / 8).map(|_| AtomicWord::new(0)).collect() }
+        Self { words: (0..len_bytes / 8).map(|_| AtomicWord::new(0)).collect(), _pin: None }
+    }
+
+    /// The same slice once more, for the cache itself.
+    pub(super) fn share(&self) -> Self {
+        Self { words: Arc::clone(&self.words), _pin: None }
+    }
+
+    /// The same slice once more, for whoever pins it.
+    pub(super) fn lend(&self, pin: Pin) -> Self {
+        Self { words: Arc::clone(&self.words), _pin: Some(pin) }
+    }
+
+    /// Where its memory is.
+    pub(super) fn address(&self) -> usize {
+        self.words.as_ptr().addr()
     }
 
     /// Becomes `bytes`, which must be as long as the slice.
     ///
     /// # Panics
-    /// If another clone is left.
+    /// If somebody shares it.
     pub(super) fn fill(&mut self, bytes: &[u8]) {
         // OK to unwrap: the one caller fills what it made, or what eviction found unpinned and took out of reach.
         #[allow(clippy::expect_used)]
@@ -35,8 +75,8 @@ impl Slice {
         }
     }
 
-    /// Whether a clone is held outside of the cache. To be asked under the stripe's lock only, where the cache's own
-    /// clone is the one that others are made from.
+    /// Whether somebody outside of the cache shares it. To be asked under the stripe's lock only, where the cache's own
+    /// is the one that others are made from.
     pub(super) fn is_pinned(&self) -> bool {
         Arc::strong_count(&self.words) > 1
     }
@@ -146,5 +186,19 @@ impl Slot {
     pub(super) fn loading(key: u64, load: Arc<Load>) -> Self {
         let state = State::Loading { load, shares: 1 };
         Self { key, state, heat: HEAT_LOADED, used_since_pass: true }
+    }
+
+    /// Whether the slice was used since the last call, or is pinned, which it can be only if there are `pins`. The use is over by that,
+    /// but for a pinned slice, whose pin counts as a use until it ends.
+    ///
+    /// To be asked under the stripe's lock only. A pin begins with a use, so what was not used is not pinned; and nobody pins it
+    /// before the lock is free.
+    pub(super) fn take_use(&mut self, pins: bool) -> bool {
+        if !self.used_since_pass {
+            return false;
+        }
+        let is_pinned = pins && self.state.slice().is_some_and(Slice::is_pinned);
+        self.used_since_pass = is_pinned && !mutant::is(Mutant::SweepPinned);
+        true
     }
 }

@@ -19,6 +19,6 @@ pub struct CacheStatistics {
     pub cleaned: u64,
     /// Passes that have ended.
     pub passes: u64,
-    /// Bytes of the slices held now.
+    /// Bytes of the slices held now, those that a pass has taken and not freed yet included.
     pub bytes_held: u64,
 }

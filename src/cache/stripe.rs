@@ -6,11 +6,9 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::mutant::{self, Mutant};
-use super::slot::{HEAT_USED, Load, Slice, Slot, State};
+use super::slot::{HEAT_USED, Load, Pin, Pins, Slice, Slot, State};
+use super::swept::{BATCH_SLICES_MAX, Batch};
 use crate::sync::Arc;
-
-/// How many slices a sweep takes at a time.
-const DROPPED_MAX: usize = 32;
 
 /// A stripe that is to hold more grows when it comes to it.
 const RESERVED_SLOTS_MAX: u64 = 4096;
@@ -19,32 +17,8 @@ const RESERVED_SLOTS_MAX: u64 = 4096;
 pub(super) enum Lookup {
     /// The slice.
     Found(Slice),
-    /// A share in its load, to be ended by [`Stripe::publish`] or given back by [`Stripe::leave`].
-    Miss(Arc<Load>),
-}
-
-/// Slices that a sweep took: a few at a time, so that none waits long for the lock. They are kept on the stack, as
-/// memory that is allocated in the midst of freeing stays behind and keeps the allocator from shrinking its heap.
-#[derive(Default)]
-pub(super) struct Dropped {
-    slices: [Option<Slice>; DROPPED_MAX],
-    count: usize,
-}
-
-impl Dropped {
-    /// Adds a slice; whether it was the last one that fits.
-    fn push(&mut self, slice: Slice) -> bool {
-        self.slices[self.count] = Some(slice);
-        self.count += 1;
-        self.count == DROPPED_MAX
-    }
-
-    /// Frees them all; returns how many there were.
-    pub(super) fn free(&mut self) -> u64 {
-        let count = std::mem::take(&mut self.count);
-        self.slices[..count].fill_with(|| None);
-        count as u64
-    }
+    /// A share in its load, to be ended by [`Stripe::publish`] or given back by [`Stripe::leave`], and the pin of what is loaded.
+    Miss(Arc<Load>, Pin),
 }
 
 /// What a stripe counts; see [`CacheStatistics`](super::CacheStatistics).
@@ -67,6 +41,7 @@ pub(super) struct Stripe {
     vacant: Vec<u32>,
     /// Where eviction looks next.
     hand: usize,
+    pins: Pins,
     /// How many slots to take room for at the first load.
     reserve: usize,
     pub(super) counts: Counts,
@@ -86,6 +61,7 @@ impl Stripe {
             slots: Vec::new(),
             vacant: Vec::new(),
             hand: 0,
+            pins: Pins::default(),
             reserve,
             counts: Counts::default(),
         }
@@ -110,7 +86,7 @@ impl Stripe {
         let slot = &mut self.slots[*self.index.get(&key)? as usize];
         let becomes_dirty = match &mut slot.state {
             State::Clean(slice) => {
-                let slice = slice.clone();
+                let slice = slice.share();
                 slot.state = State::Dirty(slice);
                 true
             }
@@ -126,7 +102,7 @@ impl Stripe {
         let Some(&index) = self.index.get(&key) else { return false };
         let slot = &mut self.slots[index as usize];
         let State::Dirty(slice) = &slot.state else { return false };
-        let slice = slice.clone();
+        let slice = slice.share();
         slice.copy_to(bytes);
         slot.state = State::Writing { slice, dirty: false };
         true
@@ -139,7 +115,7 @@ impl Stripe {
         let State::Writing { slice, dirty } = &slot.state else { return false };
         let dirty = *dirty && !mutant::is(Mutant::CleanThoughChanged);
         let written = written || mutant::is(Mutant::CleanAfterFailure);
-        let slice = slice.clone();
+        let slice = slice.share();
         slot.state = if written && !dirty { State::Clean(slice) } else { State::Dirty(slice) };
         !written && !dirty
     }
@@ -153,15 +129,16 @@ impl Stripe {
 
     /// The slice of `key`, or a share in its load.
     pub(super) fn get(&mut self, key: u64) -> Lookup {
+        let pin = self.pins.pin();
         if let Some(slice) = self.hit(key) {
-            return Lookup::Found(slice.clone());
+            return Lookup::Found(slice.lend(pin));
         }
         self.counts.misses += 1;
         if let Some(index) = self.index.get(&key)
             && let State::Loading { load, shares } = &mut self.slots[*index as usize].state
         {
             *shares += 1;
-            return Lookup::Miss(Arc::clone(load));
+            return Lookup::Miss(Arc::clone(load), pin);
         }
         let load = Arc::new(Load::new());
         let slot = Slot::loading(key, Arc::clone(&load));
@@ -183,7 +160,7 @@ impl Stripe {
             }
         };
         self.index.insert(key, index);
-        Lookup::Miss(load)
+        Lookup::Miss(load, pin)
     }
 
     /// Ends the load of `key`, which is in flight, with `slice`.
@@ -232,28 +209,26 @@ impl Stripe {
     }
 
     /// Takes the slices that are not pinned and were not used since the sweep before, beginning with slot number
-    /// `first`. Returns where to go on when `dropped` is full, or `None` at the end. Freeing what it took is for the
-    /// caller, when the lock is gone.
-    pub(super) fn sweep(&mut self, first: usize, dropped: &mut Dropped) -> Option<usize> {
+    /// `first`. Returns where to go on when `batch` is full, or `None` at the end.
+    pub(super) fn sweep(&mut self, first: usize, batch: &mut Batch) -> Option<usize> {
+        let pins = self.pins.any();
         for index in first..self.slots.len() {
             let slot = &mut self.slots[index];
-            let slice = match &slot.state {
-                State::Clean(slice) => slice,
-                State::Dirty(slice) if mutant::is(Mutant::SweepDirty) => slice,
-                _ => continue,
+            let is_clean = match slot.state {
+                State::Clean(_) => true,
+                State::Dirty(_) => mutant::is(Mutant::SweepDirty),
+                State::Vacant | State::Loading { .. } | State::Writing { .. } => false,
             };
-            let is_pinned = slice.is_pinned() && !mutant::is(Mutant::SweepPinned);
-            // New pins are made under this lock only, so one that is seen unpinned stays so. A pin begins with a use
-            // and its mark is left alone: whenever the pin ends after this sweep, the slice survives the next one.
-            if !is_pinned && !std::mem::take(&mut slot.used_since_pass) {
-                self.counts.cleaned += 1;
-                // OK to cast: slots are numbered in u32, see `get`.
-                #[allow(clippy::cast_possible_truncation)]
-                if let Some(slice) = self.vacate(index as u32)
-                    && dropped.push(slice)
-                {
-                    return Some(index + 1);
-                }
+            if !is_clean || slot.take_use(pins) {
+                continue;
+            }
+            self.counts.cleaned += 1;
+            // OK to cast: slots are numbered in u32, see `get`.
+            #[allow(clippy::cast_possible_truncation)]
+            if let Some(slice) = self.vacate(index as u32)
+                && batch.push(slice)
+            {
+                return Some(index + 1);
             }
         }
         if self.index.is_empty() {
@@ -281,13 +256,13 @@ impl Stripe {
     /// What [`Mutant::SweepWithoutLock`] does first: it notes what a sweep would take, and where to go on.
     pub(super) fn note(&mut self, first: usize) -> (Vec<u32>, Option<usize>) {
         let mut noted = Vec::new();
+        let pins = self.pins.any();
         for index in first..self.slots.len() {
             let slot = &mut self.slots[index];
-            let State::Clean(slice) = &slot.state else { continue };
-            if !slice.is_pinned() && !std::mem::take(&mut slot.used_since_pass) {
+            if matches!(slot.state, State::Clean(_)) && !slot.take_use(pins) {
                 noted.extend(u32::try_from(index));
             }
-            if noted.len() == DROPPED_MAX {
+            if noted.len() == BATCH_SLICES_MAX {
                 return (noted, Some(index + 1));
             }
         }
@@ -295,13 +270,13 @@ impl Stripe {
     }
 
     /// What [`Mutant::SweepWithoutLock`] does then: it takes what it has noted, whatever is there now.
-    pub(super) fn take_noted(&mut self, noted: Vec<u32>, dropped: &mut Dropped) {
+    pub(super) fn take_noted(&mut self, noted: Vec<u32>, batch: &mut Batch) {
         for index in noted {
             let is_there =
                 self.slots.get(index as usize).is_some_and(|it| it.state.slice().is_some());
             if is_there && let Some(slice) = self.vacate(index) {
                 self.counts.cleaned += 1;
-                dropped.push(slice);
+                batch.push(slice);
             }
         }
     }

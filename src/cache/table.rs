@@ -1,6 +1,6 @@
 //! The cache: stripes, the budget over them, loading and passes.
 //!
-//! Locks: a stripe, then the list of dirty slices; the scratch buffers' is a leaf. No two stripes are ever held together,
+//! Locks: a stripe, then the list of dirty slices; those of the scratch buffers and of what was swept are leaves. No two stripes are ever held together,
 //! no lock over an await.
 
 use std::collections::BTreeSet;
@@ -8,9 +8,10 @@ use std::io;
 
 use super::mutant::{self, Mutant};
 use super::scratch::Scratch;
-use super::slot::{HEAT_USED, Load, Slice};
+use super::slot::{HEAT_USED, Load, Pin, Slice};
 use super::statistics::CacheStatistics;
-use super::stripe::{Dropped, Lookup, Stripe};
+use super::stripe::{Lookup, Stripe};
+use super::swept::{Batch, Swept};
 use super::trim::Trim;
 use super::write_back::WriteBack;
 use crate::format::HostOffset;
@@ -30,11 +31,28 @@ const SLICES_PER_STRIPE: u64 = 8;
 const STRIPES_MAX: u64 = 128;
 
 /// A step of a pass ends with the stripe in which it has looked at so many slots.
-const STEP_SLOTS_MAX: usize = 8192;
+const STEP_SLOTS_MAX: usize = 2048;
 
-/// A step of a pass ends with the stripe in which it has freed so many bytes: the allocator and the kernel take
-/// longer to take memory back than a sweep takes to find it.
-const STEP_FREED_BYTES_MAX: u64 = 1 << 20;
+/// A step of a pass ends when it has freed so many bytes: the allocator and the kernel take longer to take memory back than a sweep
+/// takes to find it.
+const STEP_FREED_BYTES_MAX: u64 = 512 << 10;
+
+/// What a pass has to do next.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stage {
+    /// To sweep, from stripe number `stripe` on.
+    Sweep { stripe: usize },
+    /// To sort what was swept.
+    Sort,
+    /// To free it.
+    Free,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self::Sweep { stripe: 0 }
+    }
+}
 
 /// Slices of tables, keyed by host offset; see the [module](super).
 #[derive(Debug)]
@@ -44,8 +62,9 @@ pub struct TableCache {
     slices_max: AtomicU64,
     stripes: Box<[Padded<Mutex<Stripe>>]>,
     scratch: Scratch,
+    swept: Swept,
     trim: Trim,
-    /// Slices held, and those about to be.
+    /// Slices held, those about to be, and those that were swept and are not freed.
     slices: Padded<AtomicU64>,
     /// The stripe that eviction is in.
     hand: AtomicUsize,
@@ -88,6 +107,7 @@ impl TableCache {
             slices_max: AtomicU64::new(slices_max),
             stripes: (0..stripes).map(|_| Padded(Mutex::new(Stripe::new(share)))).collect(),
             scratch,
+            swept: Swept::default(),
             trim: Trim::default(),
             slices: Padded::default(),
             hand: AtomicUsize::new(0),
@@ -124,6 +144,7 @@ impl TableCache {
             self.scratch.set_len(entry_bytes as usize);
         }
         self.slices_max.store(slices_max, Ordering::Relaxed);
+        while self.free_some() > 0 {}
         while self.slices.0.load(Ordering::Relaxed) > slices_max {
             // What is pinned goes with the next misses.
             if self.evict().is_none() {
@@ -148,6 +169,7 @@ impl TableCache {
             let slices = stripe.0.lock().clear();
             self.slices.0.fetch_sub(slices, Ordering::Relaxed);
         }
+        while self.free_some() > 0 {}
     }
 
     /// Hands the slice at `slice`, a multiple of [`Self::entry_bytes`], to `f`, if it is cached, and notes the use.
@@ -179,13 +201,14 @@ impl TableCache {
         let key = self.key(slice);
         let mut share = match self.look_up(key) {
             Lookup::Found(slice) => return Ok(slice),
-            Lookup::Miss(load) => Share { cache: self, key, load, kept: true },
+            Lookup::Miss(load, pin) => Share { cache: self, key, load, pin: Some(pin) },
         };
         // Cancel: the cell lets the next one who waits start, and the share is given back.
         let loaded = share.load.get_or_try_init(|| self.load(storage, slice, key)).await?;
-        let loaded = loaded.clone();
-        share.kept = false;
-        Ok(loaded)
+        // OK to unwrap: it is taken here alone.
+        #[allow(clippy::expect_used)]
+        let pin = share.pin.take().expect("a share has a pin");
+        Ok(loaded.lend(pin))
     }
 
     /// Lets `f` change the slice at `slice`, a multiple of [`Self::entry_bytes`], if it is cached, and makes it dirty.
@@ -267,20 +290,38 @@ impl TableCache {
     ///
     /// Synchronous and without I/O. It holds one stripe's lock at a time, and frees outside of it.
     pub fn pass(&self) {
-        let mut stripe = Some(0);
-        while let Some(next) = stripe {
-            stripe = self.pass_from(next);
+        let mut stage = Some(Stage::default());
+        while let Some(next) = stage {
+            stage = self.pass_from(next);
         }
     }
 
-    /// One step of a pass, over some stripes from number `first` on. Returns where the next step begins, or `None` if
-    /// this was the last one.
-    pub(super) fn pass_from(&self, first: usize) -> Option<usize> {
-        let mut dropped = Dropped::default();
-        let (mut swept, mut freed_bytes) = (0, 0);
+    /// One step of a pass, from `stage` on. Returns where the next step begins, or `None` if this was the last one.
+    pub(super) fn pass_from(&self, stage: Stage) -> Option<Stage> {
+        let is_left = match stage {
+            Stage::Sweep { stripe } => {
+                let stripe = self.sweep_from(stripe);
+                let is_left = stripe < self.stripes.len();
+                return Some(if is_left { Stage::Sweep { stripe } } else { Stage::Sort });
+            }
+            Stage::Sort => self.swept.sort(),
+            Stage::Free => self.free_step(),
+        };
+        if is_left {
+            return Some(Stage::Free);
+        }
+        self.scratch.clear();
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Sweeps some stripes from number `first` on; returns the number of the next one.
+    fn sweep_from(&self, first: usize) -> usize {
+        let mut batch = Batch::default();
+        let mut swept = 0;
         for (index, stripe) in self.stripes.iter().enumerate().skip(first) {
-            if swept >= STEP_SLOTS_MAX || freed_bytes >= STEP_FREED_BYTES_MAX {
-                return Some(index);
+            if swept >= STEP_SLOTS_MAX {
+                return index;
             }
             swept += stripe.0.lock().slots();
             let mut slot = Some(0);
@@ -288,25 +329,36 @@ impl TableCache {
                 slot = if mutant::is(Mutant::SweepWithoutLock) {
                     let (noted, next) = stripe.0.lock().note(next);
                     mutant::pause();
-                    stripe.0.lock().take_noted(noted, &mut dropped);
+                    stripe.0.lock().take_noted(noted, &mut batch);
                     next
                 } else {
                     let mut stripe = stripe.0.lock();
                     mutant::pause();
-                    stripe.sweep(next, &mut dropped)
+                    stripe.sweep(next, &mut batch)
                 };
                 mutant::pause();
-                let slices = dropped.free();
-                self.slices.0.fetch_sub(slices, Ordering::Relaxed);
-                freed_bytes += slices * self.entry_bytes();
-                self.trim.freed(slices * self.entry_bytes());
+                self.swept.put(&mut batch);
             }
         }
-        self.scratch.clear();
-        drop(dropped);
-        self.trim.give_back();
-        self.passes.fetch_add(1, Ordering::Relaxed);
-        None
+        self.stripes.len()
+    }
+
+    /// Frees what was swept, up to [`STEP_FREED_BYTES_MAX`]; whether there may be more.
+    fn free_step(&self) -> bool {
+        let (mut slices, mut freed_bytes) = (1, 0);
+        while slices > 0 && freed_bytes < STEP_FREED_BYTES_MAX {
+            slices = self.free_some();
+            freed_bytes += slices * self.entry_bytes();
+        }
+        self.trim.freed(freed_bytes);
+        slices > 0
+    }
+
+    /// Frees some of what was swept; returns how many slices, which is none when there is nothing left.
+    fn free_some(&self) -> u64 {
+        let slices = self.swept.free_some();
+        self.slices.0.fetch_sub(slices, Ordering::Relaxed);
+        slices
     }
 
     /// What the cache has counted, and what it holds.
@@ -374,12 +426,15 @@ impl TableCache {
         let mut loaded = self.make_room().unwrap_or_else(|| Slice::blank(bytes.len()));
         loaded.fill(&bytes);
         self.scratch.give(bytes);
-        self.stripe(key).lock().publish(key, loaded.clone());
+        self.stripe(key).lock().publish(key, loaded.share());
         Ok(loaded)
     }
 
     /// Takes room in the budget for one more slice. Returns the memory of the one that went for it, if one went.
     fn make_room(&self) -> Option<Slice> {
+        if let Some(swept) = self.swept.take() {
+            return Some(swept);
+        }
         let slices_max = self.slices_max.load(Ordering::Relaxed);
         let room = |slices| (slices < slices_max).then_some(slices + 1);
         if self.slices.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
@@ -430,13 +485,13 @@ struct Share<'a> {
     cache: &'a TableCache,
     key: u64,
     load: Arc<Load>,
-    /// Not yet ended by success, after which nobody counts shares any more.
-    kept: bool,
+    /// The pin of what is loaded; taken by success, after which nobody counts shares any more.
+    pin: Option<Pin>,
 }
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        if self.kept {
+        if self.pin.is_some() {
             self.cache.stripe(self.key).lock().leave(self.key, &self.load);
         }
     }

@@ -17,14 +17,11 @@ pub(super) struct Trim {
 }
 
 impl Trim {
-    /// Notes that `bytes` were freed.
+    /// Notes that `bytes` were freed, and gives back what is free if it is worth it. It takes the allocator's locks meanwhile, some
+    /// hundred microseconds for each MiB: to be called in the midst of freeing much, not at its end alone.
     pub(super) fn freed(&self, bytes: u64) {
-        self.freed_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Gives back what is free, if it is worth it. Some microseconds for each MiB.
-    pub(super) fn give_back(&self) {
-        if self.freed_bytes.load(Ordering::Relaxed) >= WORTH_BYTES {
+        let freed_bytes = self.freed_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if freed_bytes >= WORTH_BYTES {
             self.freed_bytes.store(0, Ordering::Relaxed);
             trim();
         }
