@@ -155,6 +155,32 @@ fn async_executor_on_several_threads() {
     }
 }
 
+/// Its executor is a global one, whose threads are those of the process.
+#[test]
+fn smol_itself() {
+    for test in small_matrix().map(Arc::new) {
+        smol::block_on(async {
+            let gate = FolderGate::new(&test.path).unwrap();
+            let opened = Image::open(source(&test), &gate, options()).await.unwrap();
+            let image = Arc::new(opened.image);
+            let cleaner = smol::spawn(opened.cleaner.unwrap().run(SmolTimer));
+            let tasks: Vec<_> = (0..READERS)
+                .map(|seed| {
+                    let (test, image) = (Arc::clone(&test), Arc::clone(&image));
+                    smol::spawn(async move { read(&test, &image, seed).await })
+                })
+                .collect();
+            for step in 0..STEPS {
+                let next = image.reconfigure(settings(&image, step)).await.unwrap();
+                smol::spawn(next.unwrap().run(SmolTimer)).detach();
+            }
+            futures::future::join_all(tasks).await;
+            image.close().await.unwrap();
+            cleaner.await;
+        });
+    }
+}
+
 /// A future that completes when its other half is dropped.
 fn async_channel() -> (futures::channel::oneshot::Sender<()>, impl Future<Output = ()> + Clone) {
     use futures::FutureExt;
