@@ -47,6 +47,8 @@ kinds! {
         "luks-version" LuksVersion { value: u16 } => "LUKS version {value} is not supported",
         "luks-key-length" LuksKeyLength { len: u32, max: u32 } =>
             "master key of {len} bytes: keys have 1 to {max}",
+        "luks-iterations" LuksIterations { value: u32, max: u32 } =>
+            "key derivation of {value} iterations: the limit is {max}",
         "luks-algorithm" LuksAlgorithm { what: &'static str, name: String } =>
             "{what} '{name}' is not supported",
         "encryption" Encryption { method: &'static str } => "guest data is encrypted with {method}, and this program was built without the feature encryption",

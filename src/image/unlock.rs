@@ -19,8 +19,8 @@ impl<S: Storage> Qcow2Layer<S> {
     /// for nothing, but may have given it.
     ///
     /// # Errors
-    /// [`Error::WrongKey`]; what the gate meets; [`Error::Corrupt`] and [`Error::Unsupported`] from the encryption header;
-    /// [`Error::LimitExceeded`] if it wants too much work done.
+    /// [`Error::WrongKey`]; what the gate meets; [`Error::Corrupt`] and [`Error::Unsupported`] from the encryption header,
+    /// which may want too much work done.
     ///
     /// # Cancel safety
     /// Nothing has been changed.
@@ -82,7 +82,9 @@ pub(super) mod luks {
     use zeroize::Zeroizing;
 
     use crate::crypt::{LuksScheme, Secret, is_master_key, master_key_digest, open_slot, unseal};
-    use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
+    use crate::error::{
+        Corrupt, CorruptKind, Error, Result, Structure, Unsupported, UnsupportedKind,
+    };
     use crate::format::{CryptMethod, CryptoHeader, LuksHeader, LuksSlot};
     use crate::image::gate::{Derivation, Gate};
     use crate::image::layer::Qcow2Layer;
@@ -159,7 +161,7 @@ pub(super) mod luks {
                 if !slot.active {
                     continue;
                 }
-                self.must_be_bearable(slot, limit)?;
+                self.must_be_bearable(index, limit)?;
                 let derivation = Derivation {
                     hash: self.scheme.hash.name(),
                     password: secret.expose(),
@@ -211,13 +213,18 @@ pub(super) mod luks {
         }
 
         /// Refuses a slot that asks for more work than `iterations_max`.
-        fn must_be_bearable(&self, slot: &LuksSlot, iterations_max: u32) -> Result<()> {
-            for value in [slot.iterations, self.header.master_key_iterations] {
-                if value > iterations_max {
-                    let (value, limit) = (value.into(), iterations_max.into());
-                    let what = "iterations of a LUKS key derivation";
-                    return Err(Error::LimitExceeded { what, value, limit });
-                }
+        fn must_be_bearable(&self, index: usize, iterations_max: u32) -> Result<()> {
+            // OK to index: the callers count slots.
+            let slot = &self.header.slots[index];
+            let too_many = |value| {
+                let kind = UnsupportedKind::LuksIterations { value, max: iterations_max };
+                Unsupported::new(kind, Structure::CryptoHeader).at(self.area.offset.get())
+            };
+            if self.header.master_key_iterations > iterations_max {
+                return Err(too_many(self.header.master_key_iterations).into());
+            }
+            if slot.iterations > iterations_max {
+                return Err(too_many(slot.iterations).entry(index as u64).into());
             }
             Ok(())
         }
@@ -247,7 +254,7 @@ pub(super) mod luks {
             if !slot.active {
                 return Ok(None);
             }
-            self.must_be_bearable(&slot, iterations_max)?;
+            self.must_be_bearable(index, iterations_max)?;
             let material = self.material(metadata, &slot).await?;
             let Some(workers) = workers else {
                 return Ok(open_slot(&self.header, &self.scheme, &slot, secret, material));
