@@ -5,7 +5,7 @@ import type { Engine } from "../engine/client.js";
 import type { CheckFinding, CheckReport } from "../engine/contract.js";
 import type { ImageFacts, Progress } from "../engine/protocol.js";
 import { counted, shown } from "../model/text.js";
-import { shared } from "../style/shared.js";
+import { shared, stack } from "../style/shared.js";
 import { clusterLink, hexLink, when } from "./parts.js";
 import "./progress.js";
 
@@ -49,12 +49,8 @@ export class CowCheck extends LitElement {
 
   static override styles = [
     shared,
+    stack,
     css`
-      :host {
-        display: grid;
-        grid-template-columns: minmax(0, 1fr);
-        gap: var(--gap);
-      }
       .lead {
         max-width: 46em;
       }

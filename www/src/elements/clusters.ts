@@ -9,7 +9,7 @@ import { offsetText, parseOffset } from "../model/size.js";
 import type { Refcount } from "../model/tables.js";
 import { counted, shown } from "../model/text.js";
 import type { Bits, End, Step, Trail } from "../model/trail.js";
-import { shared } from "../style/shared.js";
+import { shared, stack } from "../style/shared.js";
 import { clusterLink, hexLink, when } from "./parts.js";
 import "./progress.js";
 
@@ -51,12 +51,8 @@ export class CowClusters extends LitElement {
 
   static override styles = [
     shared,
+    stack,
     css`
-      :host {
-        display: grid;
-        grid-template-columns: minmax(0, 1fr);
-        gap: var(--gap);
-      }
       form {
         display: flex;
         flex-wrap: wrap;

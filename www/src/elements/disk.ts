@@ -6,7 +6,7 @@ import type { OperatingSystem } from "../engine/contract.js";
 import type { DiskFacts, ImageFacts, VolumeFacts } from "../engine/protocol.js";
 import { diskHash, type DiskPlace } from "../model/path.js";
 import { shown } from "../model/text.js";
-import { shared } from "../style/shared.js";
+import { shared, stack } from "../style/shared.js";
 import { hexLink, nameOf, sizeOf, when } from "./parts.js";
 import "./files.js";
 
@@ -43,12 +43,8 @@ export class CowDisk extends LitElement {
 
   static override styles = [
     shared,
+    stack,
     css`
-      :host {
-        display: grid;
-        grid-template-columns: minmax(0, 1fr);
-        gap: var(--gap);
-      }
       .systems {
         list-style: none;
         margin-bottom: 16px;

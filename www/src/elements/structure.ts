@@ -6,7 +6,7 @@ import type { Extension, Feature, HeaderField } from "../engine/contract.js";
 import type { ImageFacts } from "../engine/protocol.js";
 import { offsetText, sizeText } from "../model/size.js";
 import { shown } from "../model/text.js";
-import { shared } from "../style/shared.js";
+import { shared, stack } from "../style/shared.js";
 import { regionsOf, toneOf, type Region } from "./headerhex.js";
 import { hexLink, nameOf, when } from "./parts.js";
 
@@ -32,12 +32,8 @@ export class CowStructure extends LitElement {
 
   static override styles = [
     shared,
+    stack,
     css`
-      :host {
-        display: grid;
-        grid-template-columns: minmax(0, 1fr);
-        gap: var(--gap);
-      }
       .pair {
         display: grid;
         grid-template-columns: minmax(0, 1fr) minmax(0, 1fr);

@@ -238,3 +238,12 @@ export const shared = css`
     }
   }
 `;
+
+/** An element that is cards, one below the other. */
+export const stack = css`
+  :host {
+    display: grid;
+    grid-template-columns: minmax(0, 1fr);
+    gap: var(--gap);
+  }
+`;
