@@ -173,6 +173,27 @@ export class Image {
     }
   }
 
+  /** Writes bytes to the disk: of an image opened with an overlay, or writable. */
+  async write(offset, bytes, { signal, compressed = false } = {}) {
+    if (!(bytes instanceof Uint8Array)) throw invalid("what is to be written is no Uint8Array");
+    return this.#call("write", [position(offset), bytes, compressed], { signal });
+  }
+
+  /** Makes a part of the disk read as zeros. */
+  async writeZeroes(offset, length, { signal } = {}) {
+    return this.#call("writeZeroes", [position(offset), position(length)], { signal });
+  }
+
+  /** Says that a part of the disk is of no more use. */
+  async discard(offset, length, { signal } = {}) {
+    return this.#call("discard", [position(offset), position(length)], { signal });
+  }
+
+  /** Makes durable what was written before. */
+  async flush({ signal } = {}) {
+    return this.#call("flush", [], { signal });
+  }
+
   /** Whether the image is safe to hand to a virtual machine, and why. */
   verdict({ signal } = {}) {
     return this.#call("verdict", [], { signal });

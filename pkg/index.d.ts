@@ -1,4 +1,5 @@
 import type {
+  AccessHandle,
   Bitmap,
   CheckFinding,
   CheckReport,
@@ -18,6 +19,7 @@ import type {
 } from "./engine/cowshed.js";
 
 export type {
+  AccessHandle,
   Bitmap,
   CacheStatistics,
   CheckFinding,
@@ -33,6 +35,7 @@ export type {
   ImageReference,
   Layer,
   LockedLayer,
+  RepairReport,
   Snapshot,
   Statistics,
   Verdict,
@@ -43,7 +46,7 @@ export type {
  * What an image can be read from: a `Blob` or `File`, by slices; an address, by HTTP ranges; a handle of a file; bytes in
  * memory; or an object that reads on demand. In Node also a `file:` URL.
  */
-export type ImageSource = Blob | URL | string | FileSystemFileHandle | Uint8Array | ArrayBuffer | ImageReader;
+export type ImageSource = Blob | URL | string | FileSystemFileHandle | Uint8Array | ArrayBuffer | ImageReader | AccessHandle;
 
 /** A source with what is to be told of it. */
 export interface NamedSource {
@@ -79,6 +82,13 @@ export interface OpenOptions {
     | Uint8Array
     | ((locked: LockedLayer) => Promise<string | Uint8Array | null> | string | Uint8Array | null)
     | undefined;
+  /**
+   * A file that takes what is written, and leaves the source as it is: a qcow2 image above it, made if the file is empty, and gone on
+   * with if it is not. A handle of a file in the browser's own storage, in workers; or an access handle.
+   */
+  overlay?: FileSystemFileHandle | AccessHandle | undefined;
+  /** The source itself is written: a file handle, in workers, or an access handle. */
+  writable?: boolean | undefined;
   /**
    * What stands for the files that the image names. Without it such an image is refused. A function is asked for each; a Map
    * knows them by name; a source answers for what the image itself names and for nothing below.
@@ -156,6 +166,14 @@ export class Image implements AsyncDisposable {
   map(offset: bigint | number, length: bigint | number, maxExtents: number, options?: Signalled): Promise<Extent[]>;
   /** Checks every reference against the refcounts. Leaving the loop stops the check. */
   check(options?: Signalled): AsyncGenerator<CheckEvent, void, void>;
+  /** Writes bytes to the disk: of an image opened with an overlay, or writable. Others reject with the code `read-only`. */
+  write(offset: bigint | number, bytes: Uint8Array, options?: Signalled & { compressed?: boolean }): Promise<void>;
+  /** Makes a part of the disk read as zeros. */
+  writeZeroes(offset: bigint | number, length: bigint | number, options?: Signalled): Promise<void>;
+  /** Says that a part of the disk is of no more use. */
+  discard(offset: bigint | number, length: bigint | number, options?: Signalled): Promise<void>;
+  /** Makes durable what was written before. `close` does, too. */
+  flush(options?: Signalled): Promise<void>;
   /** Whether the image is safe to hand to a virtual machine, and why. Takes the same time for every image. */
   verdict(options?: Signalled): Promise<Verdict>;
   /** What the caches and the sources have done so far. */

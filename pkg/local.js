@@ -2,46 +2,65 @@
 
 import load, { judgeImage, openImage } from "./engine/cowshed.js";
 import { derive } from "./derive.js";
-import { asError } from "./error.js";
+import { asError, CowshedError, invalid } from "./error.js";
 import { loaderOf } from "./module.js";
 import { describedSource, gateOf } from "./source.js";
+import { accessHandleOf, openOverlay } from "./write.js";
 
 /** Loads the engine; `Image.open` does it by itself. */
 export const init = loaderOf(load, "cowshed");
 
-/** The engine that decrypts is another module, which is loaded when there is a passphrase. */
-async function opener(passphrase) {
-  if (passphrase === undefined || passphrase === null) {
-    await init();
-    return openImage;
-  }
-  const crypt = await import("./crypt.js");
-  await crypt.init();
-  return crypt.openImage;
+/** The whole engine, in a module that is loaded when something needs it. */
+async function wholeEngine() {
+  const full = await import("./full.js");
+  await full.init();
+  return full;
 }
 
 /** Opens an image: a backend and what is known of the image without asking it. */
 export async function openLocal(source, options) {
-  const { signal, onFetch, passphrase } = options;
+  const { signal, onFetch, passphrase, overlay, writable } = options;
   signal?.throwIfAborted();
   const sources = { signal, onFetch, urls: new Map(), files: [] };
+  const isLocked = passphrase !== undefined && passphrase !== null;
   try {
-    const open = await opener(passphrase);
-    const { source: given, name } = await describedSource(source, sources);
-    const engine = await open(given, {
-      name: options.name ?? name,
+    const given = {
       format: options.format,
       snapshot: options.snapshot,
       resolve: gateOf(options.backing, sources),
       passphrase: typeof passphrase === "function" ? passphrase : () => passphrase,
       derive,
       signal,
-    });
-    return { backend: new Local(engine, sources.files), facts: factsOf(engine) };
+    };
+    if (!isLocked && !overlay && !writable) {
+      await init();
+      const { source: found, name } = await describedSource(source, sources);
+      return over(await openImage(found, { ...given, name: options.name ?? name }), sources.files);
+    }
+    const full = await wholeEngine();
+    if (writable) {
+      if (overlay) throw invalid("an image is written itself or has an overlay, not both");
+      const file = await accessHandleOf(source);
+      sources.files.push(file);
+      const name = options.name ?? source.name;
+      return over(await full.openImage(file.handle, { ...given, name, writable: true }), sources.files);
+    }
+    const { source: found, name } = await describedSource(source, sources);
+    const named = { ...given, name: options.name ?? name };
+    if (!overlay) return over(await full.openImage(found, named), sources.files);
+    if (given.snapshot !== undefined) throw invalid("an overlay lies above an image as it is now, not above a snapshot");
+    const { engine, close } = await openOverlay(full, overlay, { source: found, name: named.name, format: given.format }, given);
+    sources.files.push({ close });
+    return over(engine, sources.files);
   } catch (error) {
     await closeAll(sources.files);
     throw asError(error);
   }
+}
+
+/** An open image as `image.js` takes it. */
+function over(engine, files) {
+  return { backend: new Local(engine, files), facts: factsOf(engine) };
 }
 
 /** Judges an image without opening it: also one that cannot be opened. */
@@ -85,6 +104,12 @@ class Local {
       case "readHost":
       case "map":
       case "verdict":
+        return engine[method](...given, signal);
+      case "write":
+      case "writeZeroes":
+      case "discard":
+      case "flush":
+        if (!engine[method]) throw new CowshedError("the image was opened for reading", { code: "read-only" });
         return engine[method](...given, signal);
       case "statistics":
         return engine.statistics();

@@ -4,6 +4,8 @@
 //! [`timer`](crate::timer) and [`workers`](crate::workers). Only the gate and the calls that open an image and run its
 //! cleaner know the engine, by its public items. This module must not know the cache or the engine's insides.
 
+#[cfg(all(target_family = "wasm", feature = "web", feature = "write"))]
+mod access;
 #[cfg(all(unix, feature = "file"))]
 mod at_once;
 #[cfg(all(target_family = "wasm", feature = "web"))]
@@ -41,6 +43,8 @@ mod window;
 #[cfg(not(target_family = "wasm"))]
 mod workers;
 
+#[cfg(all(target_family = "wasm", feature = "web", feature = "write"))]
+pub use access::{AccessHandle, AccessStorage};
 #[cfg(all(target_family = "wasm", feature = "web"))]
 pub(crate) use blob::Thrown;
 #[cfg(all(target_family = "wasm", feature = "web"))]

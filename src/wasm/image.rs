@@ -49,7 +49,11 @@ impl Image {
     }
 
     /// Runs one of the engine's requests.
-    fn request<F>(&self, signal: &JsValue, request: impl FnOnce(Rc<Engine>) -> F) -> Promise
+    pub(super) fn request<F>(
+        &self,
+        signal: &JsValue,
+        request: impl FnOnce(Rc<Engine>) -> F,
+    ) -> Promise
     where
         F: Future<Output = Result<JsValue>> + 'static,
     {

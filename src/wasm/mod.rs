@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `change` | what changes images: `createImage`, `repairImage`, and the class's writing methods; with the feature `write` |
 //! | `disk` | `openDisk` and the class `Disk`, in a module of its own: the feature `browser-disk` |
 //! | `open` | `openImage` and `judgeImage`: sources, options, and the gate that asks the page |
 //! | `image` | the class `Image` |
@@ -14,6 +15,8 @@
 //! The package is two modules, so that who only opens images does not load file systems. Offsets and sizes are `bigint`, counts and lengths that fit a `Uint8Array` are `number`. Everything asynchronous runs on one
 //! [`BrowserExecutor`], so that it gives way to the page.
 
+#[cfg(all(feature = "browser", feature = "write"))]
+mod change;
 #[cfg(feature = "browser")]
 mod describe;
 #[cfg(feature = "browser-disk")]
@@ -27,6 +30,8 @@ mod open;
 mod report;
 mod value;
 
+#[cfg(all(feature = "browser", feature = "write"))]
+pub use change::{create_image, repair_image};
 #[cfg(feature = "browser-disk")]
 pub use disk::{Archive, Disk, Walk, open_disk};
 #[cfg(feature = "browser")]

@@ -72,6 +72,8 @@ async fn open(source: JsValue, options: &JsValue) -> Result<Image> {
     let snapshot = get(options, "snapshot").as_string();
     let settings = OpenOptions {
         snapshot: snapshot.map(|word| SnapshotSelector::IdOrName(word.into_bytes())),
+        #[cfg(feature = "write")]
+        write: get(options, "writable").is_truthy().then(crate::image::WriteOptions::default),
         ..OpenOptions::default()
     };
     let format = source.format;
@@ -116,6 +118,8 @@ impl Opener {
             LocalBoxStorage::new(storage)
         } else if let Some(bytes) = source.dyn_ref::<Uint8Array>() {
             LocalBoxStorage::new(Uint8ArrayStorage::new(bytes.clone()))
+        } else if let Some(storage) = writable(&source) {
+            storage
         } else if get(&source, "read").is_function() {
             let len = size(&get(&source, "size"))?;
             let storage = BlobStorage::from_reader(source.unchecked_into(), len);
@@ -148,6 +152,18 @@ impl Opener {
         });
         Identity(0, at as u64)
     }
+}
+
+/// A file that can be written, if the source is one.
+#[cfg(feature = "write")]
+fn writable(source: &JsValue) -> Option<LocalBoxStorage> {
+    let handle = super::change::access_handle(source)?;
+    Some(LocalBoxStorage::new(crate::rt::AccessStorage::new(handle)))
+}
+
+#[cfg(not(feature = "write"))]
+fn writable(_source: &JsValue) -> Option<LocalBoxStorage> {
+    None
 }
 
 /// Asks the page for what an image names: calls `resolve`, or refuses if there is none.

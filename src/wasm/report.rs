@@ -70,17 +70,24 @@ pub(super) async fn check<S: Storage>(
     progress: Option<Function>,
     told: Option<Function>,
 ) -> Result<JsValue> {
-    let mut observer = PageObserver { progress, told, findings: Vec::new(), total: 0 };
+    let mut observer = PageObserver::new(progress, told);
     let report = image.check(&CheckOptions::default(), &mut observer).await?;
-    Ok(check_value(image, &report, observer))
+    let name = describe::top(image).map(|top| super::open::location(top.location));
+    Ok(check_value(or_null(name), &report, observer))
 }
 
 /// Hands progress and the first findings to the page, and keeps the latter.
-struct PageObserver {
+pub(super) struct PageObserver {
     progress: Option<Function>,
     told: Option<Function>,
     findings: Vec<JsValue>,
     total: u64,
+}
+
+impl PageObserver {
+    pub(super) fn new(progress: Option<Function>, told: Option<Function>) -> Self {
+        Self { progress, told, findings: Vec::new(), total: 0 }
+    }
 }
 
 impl CheckObserver for PageObserver {
@@ -115,12 +122,7 @@ impl CheckObserver for PageObserver {
 }
 
 /// Under the keys of `qemu-img check --output=json`, and the findings.
-fn check_value<S: Storage>(
-    image: &Image<S>,
-    report: &CheckReport,
-    observer: PageObserver,
-) -> JsValue {
-    let name = describe::top(image).map(|top| super::open::location(top.location));
+pub(super) fn check_value(name: JsValue, report: &CheckReport, observer: PageObserver) -> JsValue {
     object([
         ("image-end-offset", number(report.image_end_offset)),
         ("total-clusters", number(report.total_clusters)),
@@ -130,7 +132,7 @@ fn check_value<S: Storage>(
         ("allocated-clusters", number(report.allocated_clusters)),
         ("fragmented-clusters", number(report.fragmented_clusters)),
         ("compressed-clusters", number(report.compressed_clusters)),
-        ("filename", or_null(name)),
+        ("filename", name),
         ("format", "qcow2".into()),
         ("findings", array(observer.findings)),
         ("findings-total", number(observer.total)),

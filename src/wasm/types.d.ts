@@ -253,3 +253,32 @@ export interface Statistics {
     /** For each `Blob` that was opened: slices read, bytes in them, bytes held now. */
     blobs: { fetches: number; bytesFetched: number; bytesHeld: number }[];
 }
+
+/** A file that is read and written at once: a `FileSystemSyncAccessHandle`, or what has its methods. */
+export interface AccessHandle {
+    read(into: Uint8Array, how: { at: number }): number;
+    write(from: Uint8Array, how: { at: number }): number;
+    truncate(length: number): void;
+    getSize(): number;
+    flush(): void;
+}
+
+export interface CreateOptions {
+    /** Of the disk, in bytes. */
+    size: bigint;
+    /** In bytes; 65536 by default. */
+    clusterSize?: bigint;
+    backingName?: string;
+    backingFormat?: string;
+    lazyRefcounts?: boolean;
+    extendedL2?: boolean;
+    compression?: "zlib" | "zstd";
+}
+
+/** What is left, and what was repaired. */
+export interface RepairReport extends CheckReport {
+    "corruptions-fixed": number;
+    "leaks-fixed": number;
+    /** It was not carried to its end: what stands in the way is among the findings. */
+    "gave-up": boolean;
+}

@@ -161,7 +161,7 @@ impl Suites {
 
 /// The modules of the npm package: each one's name and feature.
 const MODULES: [(&str, &str); 3] =
-    [("cowshed", "browser"), ("crypt", "browser-crypt"), ("disk", "browser-disk")];
+    [("cowshed", "browser"), ("full", "browser-full"), ("disk", "browser-disk")];
 
 /// Builds the npm package into `pkg/`.
 pub(crate) fn package() -> Result<()> {
