@@ -1,12 +1,14 @@
 // The check of the metadata: every reference against the refcounts, and every finding with a way to its place.
 
-import { css, html, LitElement, type TemplateResult } from "lit";
+import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
 import type { CheckFinding, CheckReport } from "../engine/contract.js";
-import type { ImageFacts, Progress } from "../engine/protocol.js";
+import type { ImageFacts, Progress, RepairReport } from "../engine/protocol.js";
+import { fileName } from "../model/path.js";
 import { counted, shown } from "../model/text.js";
 import { shared, stack } from "../style/shared.js";
 import { clusterLink, hexLink, when } from "./parts.js";
+import { isDismissed, saveAs } from "./saving.js";
 import "./progress.js";
 
 /** Findings shown before the person asks for more, and with each asking. */
@@ -24,6 +26,13 @@ type State =
   | { at: "done"; report: CheckReport; image: number }
   | { at: "failed"; error: Error };
 
+/** A repaired copy. */
+type Repair =
+  | { at: "idle" }
+  | { at: "running"; progress: Progress }
+  | { at: "done"; text: string; report: RepairReport }
+  | { at: "failed"; error: Error };
+
 export class CowCheck extends LitElement {
   static override properties = {
     engine: {},
@@ -31,20 +40,24 @@ export class CowCheck extends LitElement {
     state: { state: true },
     findings: { state: true },
     count: { state: true },
+    repair: { state: true },
   };
   declare engine: Engine;
   declare facts: ImageFacts;
   declare private state: State;
   declare private findings: CheckFinding[];
   declare private count: number;
+  declare private repair: Repair;
 
   #running: AbortController | null = null;
+  #repairing: AbortController | null = null;
 
   constructor() {
     super();
     this.state = { at: "idle" };
     this.findings = [];
     this.count = FINDINGS_A_PAGE;
+    this.repair = { at: "idle" };
   }
 
   static override styles = [
@@ -56,6 +69,11 @@ export class CowCheck extends LitElement {
       }
       .actions {
         margin-top: 16px;
+      }
+      .buttons {
+        display: flex;
+        flex-wrap: wrap;
+        gap: 10px;
       }
       .outcome {
         font-size: 1.2rem;
@@ -122,6 +140,7 @@ export class CowCheck extends LitElement {
   override disconnectedCallback(): void {
     super.disconnectedCallback();
     this.#running?.abort();
+    this.#repairing?.abort();
   }
 
   protected override willUpdate(changed: Map<PropertyKey, unknown>): void {
@@ -129,6 +148,7 @@ export class CowCheck extends LitElement {
       this.#running?.abort();
       this.state = { at: "idle" };
       this.findings = [];
+      this.#stopRepair();
     }
   }
 
@@ -189,7 +209,7 @@ export class CowCheck extends LitElement {
             : ["good", "No errors were found"];
     const means =
       corruptions > 0
-        ? "Do not write to this image. Copy what you need, then let `qemu-img check -r all` or `cowshed check -r all` repair it."
+        ? "Do not write to this image. Save a repaired copy here, or let `cowshed check -r all` or `qemu-img check -r all` repair it."
         : leaks > 0
           ? "Leaks waste space and do no harm."
           : "Every reference agrees with its count.";
@@ -207,8 +227,39 @@ export class CowCheck extends LitElement {
       <dl class="figures">
         ${figures.map(([term, number]) => html`<div><dt>${term}</dt><dd class="number">${number.toLocaleString("en")}</dd></div>`)}
       </dl>
-      <p class="actions"><button @click=${this.#start}>Check again</button></p>
+      <p class="actions buttons">
+        <button @click=${this.#start}>Check again</button>
+        ${when(corruptions + leaks > 0, () => html`<button @click=${this.#repair}>Save a repaired copy&hellip;</button>`)}
+      </p>
+      ${this.#repaired()}
     `;
+  }
+
+  /** How the repaired copy is doing. */
+  #repaired(): TemplateResult | typeof nothing {
+    const { repair } = this;
+    switch (repair.at) {
+      case "idle":
+        return nothing;
+      case "running":
+        return html`<div class="actions">
+          <cow-progress
+            label="Copying and repairing"
+            .done=${repair.progress.done}
+            .total=${repair.progress.total}
+            @stop=${this.#stopRepair}
+          ></cow-progress>
+        </div>`;
+      case "failed":
+        return html`<p class="bad break actions" role="alert">The copy could not be made: ${shown(repair.error.message)}</p>`;
+      case "done": {
+        const { report, text } = repair;
+        const fixed = report["corruptions-fixed"] + report["leaks-fixed"];
+        const left = report.corruptions + report.leaks + report["check-errors"];
+        const rest = left === 0 ? "Nothing is wrong with it any more." : `${counted(left, "finding")} could not be repaired.`;
+        return html`<p class="actions break" role="status">${text}. ${counted(fixed, "repair")} made. ${rest}</p>`;
+      }
+    }
   }
 
   #list(): TemplateResult {
@@ -244,6 +295,37 @@ export class CowCheck extends LitElement {
     </li>`;
   }
 
+  #stopRepair = (): void => {
+    this.#repairing?.abort();
+    this.repair = { at: "idle" };
+  };
+
+  #repair = (): void => {
+    this.#repairing?.abort();
+    const repairing = new AbortController();
+    this.#repairing = repairing;
+    const { signal } = repairing;
+    const show = (repair: Repair): void => {
+      if (!signal.aborted) this.repair = repair;
+    };
+    const { image, layers } = this.facts;
+    const name = fileName((layers[0]?.name ?? "").replace(/\.qcow2?$/i, ""), "disk");
+    let report: RepairReport | null = null;
+    saveAs(`${name}-repaired.qcow2`, async (to) => {
+      show({ at: "running", progress: { done: 0, total: 0 } });
+      const onProgress = (progress: Progress): void => show({ at: "running", progress });
+      const done = await this.engine.call("repair", { image, to }, { signal, onProgress });
+      report = done.report;
+      return done.file;
+    }).then(
+      (text) => {
+        if (report) show({ at: "done", text, report });
+      },
+      (error: unknown) =>
+        show(isDismissed(error) ? { at: "idle" } : { at: "failed", error: error instanceof Error ? error : new Error(String(error)) }),
+    );
+  };
+
   #stop = (): void => {
     this.#running?.abort();
     this.state = { at: "idle" };
@@ -254,6 +336,7 @@ export class CowCheck extends LitElement {
     this.#running?.abort();
     const running = new AbortController();
     this.#running = running;
+    this.#stopRepair();
     this.findings = [];
     this.count = FINDINGS_A_PAGE;
     this.state = { at: "running", progress: { done: 0, total: 0 } };

@@ -17,21 +17,25 @@ type Job =
   | { at: "done"; text: string }
   | { at: "failed"; error: Error };
 
+/** What is done here, each by itself. */
+type Key = "raw" | "qcow2" | "sum";
+
 const IDLE: Job = { at: "idle" };
+const ALL_IDLE: Record<Key, Job> = { raw: IDLE, qcow2: IDLE, sum: IDLE };
+const CLUSTER_SIZES = [4096, 16_384, 65_536, 262_144, 1_048_576, 2_097_152];
+const CLUSTER_SIZE_USUAL = 65_536;
 
 export class CowExport extends LitElement {
-  static override properties = { engine: {}, session: {}, copy: { state: true }, hash: { state: true } };
+  static override properties = { engine: {}, session: {}, jobs: { state: true } };
   declare engine: Engine;
   declare session: Session;
-  declare private copy: Job;
-  declare private hash: Job;
+  declare private jobs: Record<Key, Job>;
 
-  #running = new Map<"copy" | "hash", AbortController>();
+  #running = new Map<Key, AbortController>();
 
   constructor() {
     super();
-    this.copy = IDLE;
-    this.hash = IDLE;
+    this.jobs = ALL_IDLE;
   }
 
   static override styles = [
@@ -56,6 +60,13 @@ export class CowExport extends LitElement {
         margin-top: 12px;
         font-size: 0.93rem;
       }
+      .options {
+        display: flex;
+        flex-wrap: wrap;
+        align-items: center;
+        gap: 8px 20px;
+        margin-top: 12px;
+      }
       .what {
         display: flex;
         gap: 0.35em;
@@ -77,8 +88,7 @@ export class CowExport extends LitElement {
   protected override willUpdate(changed: Map<PropertyKey, unknown>): void {
     if (changed.has("session") && changed.get("session") !== undefined) {
       for (const running of this.#running.values()) running.abort();
-      this.copy = IDLE;
-      this.hash = IDLE;
+      this.jobs = ALL_IDLE;
     }
   }
 
@@ -91,17 +101,34 @@ export class CowExport extends LitElement {
           ${size}, written as the guest sees it${this.session.snapshot === null ? "" : " in this snapshot"}. It goes straight to a file,
           piece by piece; parts that read as zeros are not written where the browser can leave holes.
         </p>
-        ${this.#job("copy", this.copy, "Writing the disk", "Save as a raw file\u2026", this.#save)}
+        ${this.#job("raw", "Writing the disk", "Save as a raw file\u2026", this.#saveRaw)}
+      </section>
+      <section class="card" aria-labelledby="qcow2">
+        <h2 id="qcow2">Save the disk as a qcow2 image</h2>
+        <p class="muted">
+          A new image of ${size} that stands alone: without snapshots, without a backing file, not encrypted. It is made in the browser's
+          own storage first.
+        </p>
+        <p class="options">
+          <label>Clusters of
+            <select name="cluster">
+              ${CLUSTER_SIZES.map((one) => html`<option value=${one} ?selected=${one === CLUSTER_SIZE_USUAL}>${sizeText(one)}</option>`)}
+            </select>
+          </label>
+          <label><input type="checkbox" name="compressed" /> compressed</label>
+        </p>
+        ${this.#job("qcow2", "Writing the image", "Save as a qcow2 image\u2026", this.#saveQcow2)}
       </section>
       <section class="card" aria-labelledby="sum">
         <h2 id="sum">SHA-256 of the disk</h2>
         <p class="muted">Of all ${size} as the guest sees them: what <code>sha256sum</code> prints of the raw file.</p>
-        ${this.#job("hash", this.hash, "Reading the disk", "Compute it", this.#sum)}
+        ${this.#job("sum", "Reading the disk", "Compute it", this.#sum)}
       </section>
     `;
   }
 
-  #job(key: "copy" | "hash", job: Job, doing: string, todo: string, start: () => void): TemplateResult {
+  #job(key: Key, doing: string, todo: string, start: () => void): TemplateResult {
+    const job = this.jobs[key];
     if (job.at === "running") {
       return html`<div class="actions">
         <cow-progress .label=${doing} .done=${job.progress.done} .total=${job.progress.total} @stop=${() => this.#stop(key)}></cow-progress>
@@ -116,37 +143,54 @@ export class CowExport extends LitElement {
         job.at === "failed",
         () => html`<p class="actions bad break" role="alert">${job.at === "failed" ? shown(job.error.message) : ""}</p>`,
       )}
-      <p class="actions"><button class=${key === "copy" ? "primary" : ""} @click=${start}>${todo}</button></p>
+      <p class="actions"><button class=${key === "raw" ? "primary" : ""} @click=${start}>${todo}</button></p>
     `;
   }
 
-  #stop(key: "copy" | "hash"): void {
+  #stop(key: Key): void {
     this.#running.get(key)?.abort();
-    this[key] = IDLE;
+    this.jobs = { ...this.jobs, [key]: IDLE };
   }
 
-  #save = (): void => {
-    void this.#run("copy", async (signal, onProgress) => {
-      const name = `${this.session.file.name.replace(/\.(qcow2?|img|raw)$/i, "") || "disk"}.raw`;
+  /** The name of the file without what says its format. */
+  get #name(): string {
+    return this.session.file.name.replace(/\.(qcow2?|img|raw)$/i, "") || "disk";
+  }
+
+  #saveQcow2 = (): void => {
+    const find = <E extends Element>(selector: string): E | null => this.renderRoot.querySelector<E>(selector);
+    const clusterSize = Number(find<HTMLSelectElement>("[name=cluster]")?.value ?? CLUSTER_SIZE_USUAL);
+    const compressed = find<HTMLInputElement>("[name=compressed]")?.checked === true;
+    void this.#run("qcow2", (signal, onProgress) => {
+      const { image } = this.session.facts;
+      return saveAs(`${this.#name}-copy.qcow2`, (to) =>
+        this.engine.call("exportQcow2", { image, to, clusterSize, compressed }, { signal, onProgress }),
+      );
+    });
+  };
+
+  #saveRaw = (): void => {
+    void this.#run("raw", async (signal, onProgress) => {
+      const name = `${this.#name}.raw`;
       const { image } = this.session.facts;
       return saveAs(name, (to) => this.engine.call("export", { image, to }, { signal, onProgress }));
     });
   };
 
   #sum = (): void => {
-    void this.#run("hash", (signal, onProgress) =>
+    void this.#run("sum", (signal, onProgress) =>
       this.engine.call("hash", { image: this.session.facts.image }, { signal, onProgress }),
     );
   };
 
   async #run(
-    key: "copy" | "hash",
+    key: Key,
     work: (signal: AbortSignal, onProgress: (progress: Progress) => void) => Promise<string>,
   ): Promise<void> {
     const running = new AbortController();
     this.#running.set(key, running);
     const show = (job: Job): void => {
-      if (!running.signal.aborted) this[key] = job;
+      if (!running.signal.aborted) this.jobs = { ...this.jobs, [key]: job };
     };
     try {
       const pending = work(running.signal, (progress) => show({ at: "running", progress }));

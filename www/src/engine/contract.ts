@@ -13,6 +13,7 @@ export type {
   ImageFormat as Format,
   ImageReference as Reference,
   Layer,
+  RepairReport,
   Snapshot,
   Verdict,
   VerdictFinding as Finding,

@@ -68,7 +68,7 @@ async function* pieces(image: Image, signal: AbortSignal): AsyncGenerator<Piece>
 }
 
 /** Runs of zeros or of anything else, cut into pieces; neighbouring extents are one run. */
-async function* runs(image: Image, signal: AbortSignal): AsyncGenerator<{ offset: bigint; length: bigint; isZero: boolean }> {
+export async function* runs(image: Image, signal: AbortSignal): AsyncGenerator<{ offset: bigint; length: bigint; isZero: boolean }> {
   let run: { offset: bigint; length: bigint; isZero: boolean } | null = null;
   for await (const { offset, length, kind } of image.extents({ signal })) {
     const isZero = kind === "zero" || kind === "unallocated";

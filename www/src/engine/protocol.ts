@@ -22,6 +22,7 @@ import type {
   OperatingSystem,
   Partition,
   Reference,
+  RepairReport,
   Snapshot,
   Verdict,
 } from "./contract.js";
@@ -115,6 +116,15 @@ export interface SaveResult {
   faultCount: number;
 }
 
+/** How a new qcow2 image is to be. */
+export interface Qcow2Options {
+  /** In bytes. */
+  clusterSize: number;
+  compressed: boolean;
+}
+
+export type { RepairReport };
+
 /** Each call with its arguments, its result, and what it reports on the way. */
 export interface Calls {
   open: { arguments: OpenArguments; result: ImageFacts; progress: never };
@@ -148,6 +158,17 @@ export interface Calls {
   export: {
     arguments: { image: number; to: FileSystemFileHandle | null };
     result: File | null;
+    progress: Progress;
+  };
+  exportQcow2: {
+    arguments: Qcow2Options & { image: number; to: FileSystemFileHandle | null };
+    result: File | null;
+    progress: Progress;
+  };
+  /** Writes a repaired copy of the image's own file. */
+  repair: {
+    arguments: { image: number; to: FileSystemFileHandle | null };
+    result: { file: File | null; report: RepairReport };
     progress: Progress;
   };
   /** The SHA-256 of the disk, in hexadecimal. */

@@ -1,5 +1,7 @@
 // Where what is saved goes: a file of the person's, or one in the browser's own storage that is then handed over.
 
+import type { AccessHandle } from "cowshed";
+
 /** A file that is written at positions. */
 export interface Sink {
   write(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void>;
@@ -37,18 +39,44 @@ async function fileSink(handle: FileSystemFileHandle): Promise<Sink> {
   };
 }
 
-interface SyncHandle {
-  truncate(length: number): void;
-  write(bytes: Uint8Array, options: { at: number }): number;
-  flush(): void;
-  close(): void;
+/** What the types of pages do not know of files in the browser's own storage: it works in workers alone. */
+type SyncHandle = AccessHandle & { close(): void };
+type Openable = FileSystemFileHandle & { createSyncAccessHandle(): Promise<SyncHandle> };
+
+/**
+ * Has `work` make a file in the browser's own storage, where it can read and write anywhere, and then copies it to `to` or gives it
+ * back.
+ */
+export async function intoKept(
+  to: FileSystemFileHandle | null,
+  name: string,
+  work: (handle: AccessHandle) => Promise<void>,
+): Promise<File | null> {
+  const folder = await navigator.storage.getDirectory();
+  const file = (await folder.getFileHandle(name, { create: true })) as Openable;
+  const handle = await file.createSyncAccessHandle();
+  try {
+    handle.truncate(0);
+    await work(handle);
+    handle.flush();
+  } catch (error) {
+    handle.close();
+    await folder.removeEntry(name);
+    throw error;
+  }
+  handle.close();
+  const made = await file.getFile();
+  if (!to) return made;
+  await made.stream().pipeTo(await to.createWritable());
+  await folder.removeEntry(name);
+  return null;
 }
 
 /** A file in the browser's own storage, which the browser then hands over as a download. */
 async function keptSink(name: string): Promise<Sink> {
   const folder = await navigator.storage.getDirectory();
-  const file = await folder.getFileHandle(name, { create: true });
-  const handle = await (file as unknown as { createSyncAccessHandle(): Promise<SyncHandle> }).createSyncAccessHandle();
+  const file = (await folder.getFileHandle(name, { create: true })) as Openable;
+  const handle = await file.createSyncAccessHandle();
   handle.truncate(0);
   return {
     write: (at, bytes) => {

@@ -11,6 +11,7 @@ import type { Answer, CheckReport, Extent, Reference } from "./contract.js";
 import { exportDisk, hashDisk } from "./copy.js";
 import { factsOf, leaveDisk, save, search, volumeOf } from "./disks.js";
 import type { Volume } from "cowshed/disk";
+import { exportQcow2, repairedCopy } from "./rewrite.js";
 import type { Call, Calls, ImageFacts, Reply, Request, SearchProgress, WireError } from "./protocol.js";
 
 /** Reads under way at once: a Blob answers eight about twice as fast as one. */
@@ -133,6 +134,14 @@ async function perform(
     case "export": {
       const { image, to } = given as Calls["export"]["arguments"];
       return exportDisk(imageOf(image), to, signal, teller(id));
+    }
+    case "exportQcow2": {
+      const { image, to, ...options } = given as Calls["exportQcow2"]["arguments"];
+      return exportQcow2(imageOf(image), options, to, signal, teller(id));
+    }
+    case "repair": {
+      const { image, to } = given as Calls["repair"]["arguments"];
+      return repairedCopy(imageOf(image), to, signal, teller(id));
     }
     case "hash":
       return hashDisk(imageOf((given as Calls["hash"]["arguments"]).image), signal, teller(id));
