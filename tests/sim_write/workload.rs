@@ -15,6 +15,11 @@ const STALLING_PERMILLE: u32 = 200;
 /// How many of 1000 stall there.
 const STALLS_PERMILLE: u32 = 50;
 
+/// In how many lives of 1000 requests are dropped all the time, flushes as well,
+const DROPPING_PERMILLE: u32 = 100;
+/// and how many of 1000 there.
+const DROPPED_PERMILLE: u32 = 300;
+
 /// How many kinds of images there are.
 const SETUPS: u64 = 256;
 
@@ -270,6 +275,13 @@ impl Plan {
         }
         if own.chance(STALLING_PERMILLE) && faults == no_faults() {
             faults.stalls = STALLS_PERMILLE;
+        }
+        if own.chance(DROPPING_PERMILLE) {
+            for op in &mut ops {
+                if own.chance(DROPPED_PERMILLE) && op.what != What::Empty {
+                    op.polls = Some(1 + own.below(12));
+                }
+            }
         }
         let changes = ops.iter().any(|op| matches!(op.what, What::Snapshot(..)));
         let tail = |_| if changes { Tail::Nothing } else { Tail::random(&setup, own) };
