@@ -193,6 +193,45 @@ fn cache_modes_make_no_difference_to_what_is_written() {
 }
 
 #[test]
+fn copy_on_read_makes_the_images_own_what_reads_find_below_it() {
+    let pair = |options: &str| {
+        Pair::new(|folder| {
+            folder.create(&[], "base.qcow2", "1M");
+            folder.qemu_io("base.qcow2", &["write -P 17 0 100k", "write -P 18 500k 1k"]);
+            folder.create(&["-b", "base.qcow2", "-F", "qcow2", "-o", options], "a.qcow2", "1000k");
+            folder.create(&["-f", "raw"], "a.raw", "1M");
+        })
+    };
+    for options in ["cluster_size=64k", "cluster_size=4k", "extended_l2=on"] {
+        let pair = pair(options);
+        let commands = [
+            "read -P 17 5k 1k",
+            "map",
+            "aio_read 90k 20k",
+            "aio_flush",
+            "map",
+            "readv 498k 1k 5k",
+            "map",
+            "write -P 19 610k 1k",
+            "read 600k 30k",
+            "map",
+            "read -q 990k 20k",
+            "read 995k 5k",
+            "map",
+            "reopen -r",
+            "read -P 18 500k 1k",
+        ];
+        pair.same_commands(&["-C", "a.qcow2"], &commands);
+        pair.same_commands(&["-r", "a.qcow2"], &["map", "read -P 17 0 100k"]);
+        pair.same_images("a.qcow2", "copy on read");
+        pair.same_commands(&["-C", "-s", "a.qcow2"], &["map", "read 200k 1k", "map"]);
+        pair.same_commands(&["-C", "-r", "a.qcow2"], &["length"]);
+        pair.same_commands(&[], &["open -C a.qcow2", "read 300k 1k", "map"]);
+        pair.same_commands(&["-C", "-f", "raw", "a.raw"], &["read 0 64k", "map"]);
+    }
+}
+
+#[test]
 fn overlays_are_written_to_and_their_backing_files_are_not() {
     let pair = Pair::new(|folder| {
         folder.create(&[], "base.qcow2", "1M");

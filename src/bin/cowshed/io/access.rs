@@ -157,6 +157,10 @@ pub(super) async fn reopen(shell: &mut Shell<'_>, call: Call) -> Result<(), Faul
     }
     settings.flags = flags;
     let generic = settings.generic().map_err(wrong)?;
+    if generic.read_only && settings.flags.copy_on_read {
+        let message = "Can't set node '#block1' to r/o with copy-on-read enabled";
+        return Err(Fault::Error(message.to_owned()));
+    }
     settings.detect_zeroes().map_err(wrong)?;
     let caches = settings.caches().map_err(wrong)?;
     let write = settings.write(&generic).map_err(wrong)?;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::command::Call;
+use super::copy_on_read;
 use super::fault::Fault;
 use super::getopt::Getopt;
 use super::number;
@@ -28,9 +29,14 @@ pub(super) async fn read(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault>
     let (offset, len) = vector(options.operands())?;
     let image = shell.image()?;
     let start = Instant::now();
+    let copied = copy_on_read::before_read(shell, offset, len).await;
     let request = async move {
         let mut bytes = vec![UNREAD; narrow(len)];
-        let result = image.read_at(&mut bytes, offset).await.map_err(Refusal::from);
+        let read = async {
+            copied?;
+            image.read_at(&mut bytes, offset).await.map_err(Refusal::from)
+        };
+        let result = read.await;
         let differs = pattern.is_some_and(|byte| bytes.iter().any(|&read| read != byte));
         Finished {
             // So QEMU calls it.

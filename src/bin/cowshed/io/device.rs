@@ -78,9 +78,6 @@ impl Opener {
                 }
             }
         }
-        if settings.flags.copy_on_read {
-            return Err(wrong("-C (copy on read) is not supported".into()));
-        }
         let mut own = settings.names.clone();
         let mut keys = Keys::new(self.secrets.clone(), None);
         keys.take_ids(&mut own);
@@ -97,6 +94,9 @@ impl Opener {
             .direct(flags.direct)
             .caches(settings.caches().map_err(failed)?);
         let write = settings.write(&flags).map_err(failed)?;
+        if settings.flags.copy_on_read && flags.read_only {
+            return Err(wrong("Can't use copy-on-read on read-only device".into()));
+        }
         let is_temporary = settings.flags.snapshot;
         let write_options = (!flags.read_only).then_some(write);
         if let (Some(write), false) = (write_options, is_temporary) {
@@ -158,6 +158,11 @@ impl Device {
     /// How it was opened.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether reads make the image's own what they find below it.
+    pub(super) fn copies_on_read(&self) -> bool {
+        self.settings.flags.copy_on_read
     }
 
     /// Changes its settings; or, if it is to be read and written around the page cache from now on, or not any more, opens it

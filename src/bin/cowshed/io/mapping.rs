@@ -70,6 +70,7 @@ async fn allocated(extents: &mut DiskExtents<'_>) -> cowshed::Result<u64> {
     Ok(sum)
 }
 
-fn is_allocated(extent: &Extent) -> bool {
+/// Whether the image itself says what is there.
+pub(super) fn is_allocated(extent: &Extent) -> bool {
     extent.depth == 0 && !matches!(extent.kind, ExtentKind::Unallocated { .. })
 }

@@ -8,6 +8,7 @@ mod access;
 mod aio;
 mod background;
 mod command;
+mod copy_on_read;
 mod device;
 mod discard;
 mod fault;
@@ -236,7 +237,8 @@ fn usage(persona: Persona) -> String {
          \x20     --object OBJECT  secret,id=ID,data=TEXT or file=NAME: a passphrase for encrypt.key-secret\n\
          {allow}\
          \x20 -s, --snapshot       write to a temporary file, and leave the image as it is\n\
-         \x20 -C, -T are refused: they are not supported\n\
+         \x20 -C, --copy-on-read   what a read finds below the image becomes the image's own\n\
+         \x20 -T is refused: it is not supported\n\
          \x20 -h, --help           print this\n\
          \x20 -V, --version        print the version\n\
          \n\

@@ -8,6 +8,7 @@ use cowshed::image::Format;
 use crate::open::DiskImage;
 
 use super::command::Call;
+use super::copy_on_read;
 use super::fault::Fault;
 use super::getopt::Getopt;
 use super::number::{self, REQUEST_LEN_BYTES_MAX, SECTOR_LEN_BYTES, shown_text};
@@ -67,6 +68,10 @@ pub(super) async fn read(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault>
 
     let image = shell.image()?;
     let is_raw = shell.device()?.format == Format::Raw;
+    if !vm_state {
+        let copied = copy_on_read::before_read(shell, offset, count).await;
+        shell.check("read", copied)?;
+    }
     let mut bytes = vec![UNREAD; narrow(count)];
     let request = async {
         match vm_state {
@@ -108,6 +113,8 @@ pub(super) async fn readv(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault
     }
     let (offset, len) = vector(options.operands())?;
     let image = shell.image()?;
+    let copied = copy_on_read::before_read(shell, offset, len).await;
+    shell.check("readv", copied)?;
     let mut bytes = vec![UNREAD; narrow(len)];
     let request = async { image.read_at(&mut bytes, offset).await.map_err(Refusal::from) };
     let (result, elapsed) = shell.timed(request).await;
