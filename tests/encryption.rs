@@ -547,6 +547,7 @@ fn an_image_cannot_ask_for_hours() {
         let error = open(in_memory(asking), Some(secret()), false).unwrap_err();
         let limit = "key derivation of 4294967295 iterations: the limit is 40000000";
         assert_eq!(error.to_string(), format!("{place} at 0x40000: {limit}"));
+        assert!(matches!(&error, Error::Unsupported(it) if it.code() == "luks-iterations"));
     }
     // Slots that are not in use may say what they like.
     bytes[AREA + 260..AREA + 264].copy_from_slice(&u32::MAX.to_be_bytes());
