@@ -4,6 +4,7 @@
 import load, { openDisk } from "./engine/disk.js";
 import { asError, invalid } from "./error.js";
 import { loaderOf } from "./module.js";
+import { streamOf } from "./stream.js";
 
 /** Bytes in each piece of a file's stream. */
 const STREAM_PIECE_LENGTH = 1 << 20;
@@ -144,23 +145,6 @@ function bytesOf(path) {
   if (path instanceof Uint8Array) return path;
   if (typeof path === "string") return new TextEncoder().encode(path);
   throw invalid("the path is neither a string nor a Uint8Array");
-}
-
-/** A stream of what `next` gives until that is null. */
-function streamOf(signal, next) {
-  const cancelled = new AbortController();
-  const both = signal ? AbortSignal.any([signal, cancelled.signal]) : cancelled.signal;
-  return new ReadableStream(
-    {
-      pull: async (controller) => {
-        const bytes = await next(both);
-        if (bytes === null) controller.close();
-        else controller.enqueue(bytes);
-      },
-      cancel: (reason) => cancelled.abort(reason),
-    },
-    { highWaterMark: 1 },
-  );
 }
 
 async function settled(call) {

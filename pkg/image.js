@@ -2,6 +2,7 @@
 // worker (`remote.js`). A backend has `call(method, arguments, { signal, onEvent })`.
 
 import { asError, invalid } from "./error.js";
+import { streamOf } from "./stream.js";
 
 /** Extents that one call brings over from the engine. */
 const EXTENTS_A_CALL = 4096;
@@ -97,25 +98,14 @@ export class Image {
     const [begin, end] = this.#range(offset, length);
     const piece = BigInt(count(pieceLength));
     if (piece === 0n) throw invalid("pieceLength is 0");
-    const cancelled = new AbortController();
-    const both = signal ? AbortSignal.any([signal, cancelled.signal]) : cancelled.signal;
     let at = begin;
-    return new ReadableStream(
-      {
-        pull: async (controller) => {
-          // Empty ranges end at once.
-          if (at < end) {
-            const left = end - at;
-            const bytes = await this.read(at, Number(left < piece ? left : piece), { signal: both });
-            at += BigInt(bytes.length);
-            controller.enqueue(bytes);
-          }
-          if (at >= end) controller.close();
-        },
-        cancel: (reason) => cancelled.abort(reason),
-      },
-      { highWaterMark: 1 },
-    );
+    return streamOf(signal, async (both) => {
+      if (at >= end) return null;
+      const left = end - at;
+      const bytes = await this.read(at, Number(left < piece ? left : piece), { signal: both });
+      at += BigInt(bytes.length);
+      return bytes;
+    });
   }
 
   /** Up to `maxExtents` extents of a part of the disk, at once. */

@@ -10,6 +10,7 @@ use std::io;
 use js_sys::{Object, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 
+use super::blob::{f64_to_u64, u64_to_f64};
 use crate::storage::{Buf, Storage};
 
 /// What is written at a time where zeros are wanted, in bytes.
@@ -63,7 +64,7 @@ impl AccessStorage {
         // A buffer of its own: the handle may keep what it is given until it returns, and no longer.
         let bytes = Uint8Array::new_with_length(u32::try_from(there).map_err(io::Error::other)?);
         let got = self.handle.read(&bytes, &at(offset)).map_err(failed)?;
-        if to_u64(got) != there {
+        if f64_to_u64(got) != there {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 format!("the file gave {got} bytes of {there} at {offset:#x}"),
@@ -76,7 +77,7 @@ impl AccessStorage {
     fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let bytes = Uint8Array::from(data);
         let done = self.handle.write(&bytes, &at(offset)).map_err(failed)?;
-        if to_u64(done) != data.len() as u64 {
+        if f64_to_u64(done) != data.len() as u64 {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
                 format!("only {done} of {} bytes could be written at {offset:#x}", data.len()),
@@ -86,7 +87,7 @@ impl AccessStorage {
     }
 
     fn size(&self) -> io::Result<u64> {
-        self.handle.get_size().map(to_u64).map_err(failed)
+        self.handle.get_size().map(f64_to_u64).map_err(failed)
     }
 }
 
@@ -135,7 +136,7 @@ impl Storage for AccessStorage {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.handle.truncate(to_f64(len)).map_err(failed)
+        self.handle.truncate(u64_to_f64(len)).map_err(failed)
     }
 
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
@@ -147,7 +148,7 @@ impl Storage for AccessStorage {
 fn at(offset: u64) -> Object {
     let how = Object::new();
     // It cannot fail: the object is plain and extensible.
-    let _ = Reflect::set(&how, &"at".into(), &to_f64(offset).into());
+    let _ = Reflect::set(&how, &"at".into(), &u64_to_f64(offset).into());
     how
 }
 
@@ -159,16 +160,4 @@ fn failed(thrown: JsValue) -> io::Error {
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, text("message").unwrap_or_else(|| format!("{thrown:?}")))
-}
-
-// OK as lossless: a length of a file, at most 2^53.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn to_u64(value: f64) -> u64 {
-    value as u64
-}
-
-// OK as lossless: see above.
-#[allow(clippy::cast_precision_loss)]
-fn to_f64(value: u64) -> f64 {
-    value as f64
 }

@@ -581,13 +581,13 @@ fn release(buffer: &ArrayBuffer) {
 
 /// A number of JavaScript's that is a length: a whole number from 0 to 2^53.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn f64_to_u64(value: f64) -> u64 {
+pub(super) fn f64_to_u64(value: f64) -> u64 {
     // OK as lossless: a length.
     value as u64
 }
 
-/// An offset within a blob, so at most 2^53: exact.
+/// An offset within a blob or a file, so at most 2^53: exact.
 #[allow(clippy::cast_precision_loss)]
-fn u64_to_f64(value: u64) -> f64 {
+pub(super) fn u64_to_f64(value: u64) -> f64 {
     value as f64
 }

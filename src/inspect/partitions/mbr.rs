@@ -35,7 +35,7 @@ impl Entry {
     }
 
     fn is_extended(self) -> bool {
-        matches!(self.kind, 0x05 | 0x0f | 0x85)
+        PartitionKind::Mbr(self.kind).is_extended()
     }
 
     /// The partition, its start counted from `base` in sectors.

@@ -2,8 +2,9 @@
 
 import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
-import type { CheckFinding, CheckReport } from "../engine/contract.js";
-import type { ImageFacts, Progress, RepairReport } from "../engine/protocol.js";
+import type { CheckFinding, CheckReport, RepairReport } from "../engine/contract.js";
+import type { ImageFacts, Progress } from "../engine/protocol.js";
+import { asError } from "../model/error.js";
 import { fileName } from "../model/path.js";
 import { counted, shown } from "../model/text.js";
 import { shared, stack } from "../style/shared.js";
@@ -322,7 +323,7 @@ export class CowCheck extends LitElement {
         if (report) show({ at: "done", text, report });
       },
       (error: unknown) =>
-        show(isDismissed(error) ? { at: "idle" } : { at: "failed", error: error instanceof Error ? error : new Error(String(error)) }),
+        show(isDismissed(error) ? { at: "idle" } : { at: "failed", error: asError(error) }),
     );
   };
 
@@ -357,7 +358,7 @@ export class CowCheck extends LitElement {
       if (!running.signal.aborted) this.state = { at: "done", report, image };
     } catch (error) {
       if (running.signal.aborted) return;
-      this.state = { at: "failed", error: error instanceof Error ? error : new Error(String(error)) };
+      this.state = { at: "failed", error: asError(error) };
     }
   };
 }

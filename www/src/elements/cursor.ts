@@ -5,6 +5,7 @@ import type { Engine } from "../engine/client.js";
 import type { Extent } from "../engine/contract.js";
 import type { ImageFacts, Space } from "../engine/protocol.js";
 import { kindOf } from "../model/allocation.js";
+import { asError } from "../model/error.js";
 import { offsetText } from "../model/size.js";
 import { hexOf, shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
@@ -140,7 +141,7 @@ export class CowCursor extends LitElement {
             extents.find((one) => offset >= one.offset && offset < one.offset + one.length) ?? extents[0] ?? null;
         })
         .catch((error: unknown) => {
-          if (!look.signal.aborted) this.extent = error instanceof Error ? error : new Error(String(error));
+          if (!look.signal.aborted) this.extent = asError(error);
         });
     }, LOOK_DELAY_MS);
   }

@@ -6,6 +6,7 @@ import type { Answer, Bytes, Format, Reference, Source, Verdict } from "../engin
 import { Engine } from "../engine/client.js";
 import type { ImageFacts, Side } from "../engine/protocol.js";
 import { Allocation } from "../model/allocation.js";
+import { asError } from "../model/error.js";
 import { rememberUrl } from "../model/recent.js";
 import { guess, HEAD_LENGTH, sniff, TAIL_LENGTH, type Guess } from "../model/sniff.js";
 
@@ -215,9 +216,7 @@ export class Desk implements ReactiveController {
         },
       );
       if (this.#opening !== opening) return;
-      this.#rest({ at: "open", session: { file, facts, snapshot, passphrase, answered } });
-      this.#judge(facts);
-      this.#scanWhole(facts);
+      this.#show({ file, facts, snapshot, passphrase, answered });
     } catch (error) {
       if (this.#opening === opening) this.#rest({ at: "failed", file, error: asError(error) });
     }
@@ -249,9 +248,14 @@ export class Desk implements ReactiveController {
     );
     if (this.session !== session) return this.#close(unlocked.image);
     this.#leave();
-    this.#rest({ at: "open", session: { ...session, facts: unlocked, passphrase } });
-    this.#judge(unlocked);
-    this.#scanWhole(unlocked);
+    this.#show({ ...session, facts: unlocked, passphrase });
+  }
+
+  /** Puts an open image on the desk, and looks at it as a whole. */
+  #show(session: Session): void {
+    this.#rest({ at: "open", session });
+    this.#judge(session.facts);
+    this.#scanWhole(session.facts);
   }
 
   /** Compares the disk with another: one that the same image holds, or a layer below. Null ends that. */
@@ -431,8 +435,4 @@ function nameOf(url: URL): string {
 
 function sameFormat({ format }: ImageFacts): { format?: Format } {
   return format === "qcow2" || format === "raw" ? { format } : {};
-}
-
-function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error));
 }

@@ -4,6 +4,7 @@ import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
 import type { OperatingSystem } from "../engine/contract.js";
 import type { DiskFacts, ImageFacts, VolumeFacts } from "../engine/protocol.js";
+import { asError } from "../model/error.js";
 import { diskHash, type DiskPlace } from "../model/path.js";
 import { shown } from "../model/text.js";
 import { shared, stack } from "../style/shared.js";
@@ -111,7 +112,7 @@ export class CowDisk extends LitElement {
         if (system) this.systems = [...this.systems, { system, volume }];
       }
     } catch (error) {
-      if (!signal.aborted) this.disk = error instanceof Error ? error : new Error(String(error));
+      if (!signal.aborted) this.disk = asError(error);
     }
   }
 

@@ -3,6 +3,7 @@
 import { css, html, LitElement, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
 import type { Progress } from "../engine/protocol.js";
+import { asError } from "../model/error.js";
 import { sizeText } from "../model/size.js";
 import { shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
@@ -198,7 +199,7 @@ export class CowExport extends LitElement {
       show({ at: "done", text: await pending });
     } catch (error) {
       if (isDismissed(error)) show(IDLE);
-      else show({ at: "failed", error: error instanceof Error ? error : new Error(String(error)) });
+      else show({ at: "failed", error: asError(error) });
     }
   }
 }

@@ -4,6 +4,7 @@ import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
 import type { Entry } from "../engine/contract.js";
 import type { FilePlace } from "../engine/protocol.js";
+import { asError } from "../model/error.js";
 import { pictureType, textIn } from "../model/preview.js";
 import { bytesText, sizeText } from "../model/size.js";
 import { asciiOf, linesShown, shown } from "../model/text.js";
@@ -145,7 +146,7 @@ export class CowFile extends LitElement {
       this.way = picture === null ? (text === null ? "bytes" : "text") : "picture";
       if (picture !== null) await this.#loadPicture(picture, bytes, Number(size), signal);
     } catch (error) {
-      if (!signal.aborted) this.head = error instanceof Error ? error : new Error(String(error));
+      if (!signal.aborted) this.head = asError(error);
     }
   }
 
@@ -158,7 +159,7 @@ export class CowFile extends LitElement {
       const blob = new Blob([head as BlobPart, rest as BlobPart], { type });
       if (!signal.aborted) this.picture = URL.createObjectURL(blob);
     } catch (error) {
-      if (!signal.aborted) this.picture = error instanceof Error ? error : new Error(String(error));
+      if (!signal.aborted) this.picture = asError(error);
     }
   }
 

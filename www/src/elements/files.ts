@@ -4,6 +4,7 @@ import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
 import type { Entry, Fault } from "../engine/contract.js";
 import type { ImageFacts, SearchProgress, VolumeFacts } from "../engine/protocol.js";
+import { asError } from "../model/error.js";
 import { sorted, type Order, type SortKey } from "../model/order.js";
 import { diskHash, fileName, joined, stepsOf, textOf } from "../model/path.js";
 import { sizeText } from "../model/size.js";
@@ -484,10 +485,6 @@ export class CowFiles extends LitElement {
         </div>`;
     }
   }
-}
-
-function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error));
 }
 
 customElements.define("cow-files", CowFiles);

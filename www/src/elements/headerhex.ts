@@ -3,6 +3,7 @@
 import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
 import type { ImageFacts } from "../engine/protocol.js";
+import { asError } from "../model/error.js";
 import { asciiOf, hexOf, shown } from "../model/text.js";
 import { shared } from "../style/shared.js";
 
@@ -150,7 +151,7 @@ export class CowHeaderHex extends LitElement {
     try {
       bytes = await this.engine.call("read", { image: facts.image, space: "host", offset: 0n, length });
     } catch (error) {
-      bytes = error instanceof Error ? error : new Error(String(error));
+      bytes = asError(error);
     }
     if (this.facts === facts) this.bytes = bytes;
   }

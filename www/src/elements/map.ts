@@ -6,6 +6,7 @@ import type { Engine } from "../engine/client.js";
 import type { Extent } from "../engine/contract.js";
 import type { ImageFacts } from "../engine/protocol.js";
 import { Allocation, kindOf } from "../model/allocation.js";
+import { asError } from "../model/error.js";
 import { layOut, type Grid } from "../model/grid.js";
 import { offsetText, shareText, sizeText } from "../model/size.js";
 import { shown } from "../model/text.js";
@@ -528,7 +529,7 @@ export class CowMap extends LitElement {
       this.detail = { ...range, extents, more };
     } catch (error) {
       if (look.signal.aborted) return;
-      this.detail = { ...range, extents: error instanceof Error ? error : new Error(String(error)), more: false };
+      this.detail = { ...range, extents: asError(error), more: false };
     }
   }
 
@@ -578,7 +579,7 @@ export class CowMap extends LitElement {
           : this.engine.call("scan", { image, ...given }, how)),
       );
     } catch (error) {
-      if (!scan.signal.aborted) this.portion = error instanceof Error ? error : new Error(String(error));
+      if (!scan.signal.aborted) this.portion = asError(error);
     }
   }
 

@@ -1,7 +1,7 @@
 // The worker's disks: what lies on open images, by the package's second module, which is loaded when it is first needed.
 
 import type { Image } from "cowshed";
-import type { Disk, Fault, Found, Volume } from "cowshed/disk";
+import type { Disk, Fault, Volume } from "cowshed/disk";
 import type { DiskFacts, SaveArguments, SaveResult, SearchProgress, VolumeFacts } from "./protocol.js";
 import { intoSink } from "./sink.js";
 
@@ -68,14 +68,13 @@ export async function search(
 ): Promise<SearchProgress> {
   const low = wanted.toLowerCase();
   const sum: SearchProgress = { looked: 0, unread: 0, found: [] };
-  const isIt = (one: Found): boolean => one.unread === undefined && one.name.toLowerCase().includes(low);
   for await (const one of volume.walk(path, { signal })) {
     sum.looked += 1;
     if (one.unread !== undefined) sum.unread += 1;
-    else if (isIt(one)) sum.found.push({ path: one.path, kind: one.kind, size: one.size, modified: one.modified });
-    if (sum.looked % 256 === 0) {
-      tell({ ...sum, found: sum.found.splice(0) });
+    else if (one.name.toLowerCase().includes(low)) {
+      sum.found.push({ path: one.path, kind: one.kind, size: one.size, modified: one.modified });
     }
+    if (sum.looked % 256 === 0) tell({ ...sum, found: sum.found.splice(0) });
   }
   return sum;
 }

@@ -123,8 +123,6 @@ export interface Qcow2Options {
   compressed: boolean;
 }
 
-export type { RepairReport };
-
 /** Each call with its arguments, its result, and what it reports on the way. */
 export interface Calls {
   open: { arguments: OpenArguments; result: ImageFacts; progress: never };

@@ -2,8 +2,9 @@
 
 import { Image } from "cowshed";
 import { create, repair } from "cowshed/write";
+import type { RepairReport } from "./contract.js";
 import { runs } from "./copy.js";
-import type { Progress, Qcow2Options, RepairReport } from "./protocol.js";
+import type { Progress, Qcow2Options } from "./protocol.js";
 import { intoKept } from "./sink.js";
 
 /** What is read at a time: a multiple of every cluster size. Bytes. */
@@ -78,7 +79,7 @@ async function* windows(image: Image, signal: AbortSignal): AsyncGenerator<bigin
 }
 
 /** Runs of whole clusters that are not all zeros. */
-export function* filled(bytes: Uint8Array<ArrayBuffer>, clusterSize: number): Generator<{ at: number; length: number }> {
+function* filled(bytes: Uint8Array<ArrayBuffer>, clusterSize: number): Generator<{ at: number; length: number }> {
   let begin = -1;
   for (let at = 0; at < bytes.length; at += clusterSize) {
     const cluster = bytes.subarray(at, at + clusterSize);

@@ -52,32 +52,35 @@ export async function intoKept(
   name: string,
   work: (handle: AccessHandle) => Promise<void>,
 ): Promise<File | null> {
-  const folder = await navigator.storage.getDirectory();
-  const file = (await folder.getFileHandle(name, { create: true })) as Openable;
-  const handle = await file.createSyncAccessHandle();
+  const { handle, file, remove } = await openKept(name);
   try {
-    handle.truncate(0);
     await work(handle);
     handle.flush();
   } catch (error) {
     handle.close();
-    await folder.removeEntry(name);
+    await remove();
     throw error;
   }
   handle.close();
   const made = await file.getFile();
   if (!to) return made;
   await made.stream().pipeTo(await to.createWritable());
-  await folder.removeEntry(name);
+  await remove();
   return null;
 }
 
-/** A file in the browser's own storage, which the browser then hands over as a download. */
-async function keptSink(name: string): Promise<Sink> {
+/** An empty file in the browser's own storage, open. */
+async function openKept(name: string): Promise<{ handle: SyncHandle; file: Openable; remove(): Promise<void> }> {
   const folder = await navigator.storage.getDirectory();
   const file = (await folder.getFileHandle(name, { create: true })) as Openable;
   const handle = await file.createSyncAccessHandle();
   handle.truncate(0);
+  return { handle, file, remove: () => folder.removeEntry(name) };
+}
+
+/** A file in the browser's own storage, which the browser then hands over as a download. */
+async function keptSink(name: string): Promise<Sink> {
+  const { handle, file, remove } = await openKept(name);
   return {
     write: (at, bytes) => {
       const written = handle.write(bytes, { at });
@@ -92,7 +95,7 @@ async function keptSink(name: string): Promise<Sink> {
     },
     abort: async () => {
       handle.close();
-      await folder.removeEntry(name);
+      await remove();
     },
   };
 }

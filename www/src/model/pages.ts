@@ -1,6 +1,7 @@
 // The bytes behind the hex view: pages fetched when they are looked at, the few most recent kept, whatever the disk's size.
 
 import type { Space } from "../engine/protocol.js";
+import { asError } from "./error.js";
 
 export const PAGE_LENGTH = 4096;
 /** One MiB in all. */
@@ -71,7 +72,7 @@ export class Pages {
       const length = left < BigInt(PAGE_LENGTH) ? Number(left) : PAGE_LENGTH;
       page = { bytes: await this.#fetch(space, at, length, controller.signal) };
     } catch (error) {
-      page = { error: error instanceof Error ? error : new Error(String(error)) };
+      page = { error: asError(error) };
     }
     if (controller.signal.aborted) return;
     this.#wanted.delete(key);
