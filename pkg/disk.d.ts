@@ -116,6 +116,8 @@ export class Volume {
   readonly files: FileSystemFacts | null;
   /** Why a file system that is known cannot be read. */
   readonly problem: string | null;
+  /** What is there instead, known by its name and not read: "NTFS", "XFS", "exFAT", "SquashFS", "LUKS", "LVM", "swap"... */
+  readonly foreign: string | null;
 
   /** The operating system whose root this is. */
   system(options?: Signalled): Promise<OperatingSystem | null>;

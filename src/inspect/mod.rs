@@ -4,6 +4,9 @@
 
 #[cfg(feature = "files")]
 pub mod files;
+#[cfg(feature = "files")]
+mod foreign;
+mod little_endian;
 pub mod partitions;
 mod verdict;
 #[cfg(feature = "files")]

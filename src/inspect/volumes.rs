@@ -1,6 +1,7 @@
 //! The volumes of a disk: what may have files on it, and the file systems that are there.
 
 use super::files::FileSystem;
+use super::foreign::foreign;
 use super::partitions::{Partition, Partitions, partitions};
 use super::{ReadAt, Window};
 use crate::error::{Error, Result};
@@ -17,6 +18,8 @@ pub struct Volume<R> {
     pub files: Option<FileSystem<Window<R>>>,
     /// Why they cannot be read, if it has one that is known.
     pub problem: Option<Error>,
+    /// What it has instead, if that is known by its name and not read: `NTFS`, `XFS`, `LUKS`, ...
+    pub foreign: Option<&'static str>,
 }
 
 impl<R> Volume<R> {
@@ -54,11 +57,16 @@ async fn volume<R: ReadAt + Clone>(
     len: u64,
     partition: Option<Partition>,
 ) -> Result<Volume<R>> {
-    let (files, problem) = match FileSystem::open(Window::new(disk.clone(), start, len)).await {
+    let window = Window::new(disk.clone(), start, len);
+    let (files, problem) = match FileSystem::open(window.clone()).await {
         Ok(files) => (files, None),
         // What the medium says is no property of the volume.
         Err(error @ (Error::Storage { .. } | Error::Closed)) => return Err(error),
         Err(error) => (None, Some(error)),
     };
-    Ok(Volume { partition, start, len, files, problem })
+    let foreign = match (&files, &problem) {
+        (None, None) => foreign(&window).await?,
+        _ => None,
+    };
+    Ok(Volume { partition, start, len, files, problem, foreign })
 }

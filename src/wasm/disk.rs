@@ -230,6 +230,7 @@ fn volume(volume: &Volume) -> JsValue {
         ("partition", or_null(volume.partition.as_ref().map(partition))),
         ("files", or_null(files)),
         ("problem", or_null(volume.problem.as_ref().map(ToString::to_string))),
+        ("foreign", or_null(volume.foreign)),
     ])
 }
 

@@ -132,3 +132,36 @@ fn what_cannot_be_read_is_said_in_words() {
     folder.qemu_img(&["create", "-f", "qcow2", "empty.qcow2", "1M"]);
     assert_eq!(folder.cowshed(&["os", "empty.qcow2"]).status.code(), Some(2));
 }
+
+#[test]
+fn what_is_not_read_is_named() {
+    let folder = Folder::new();
+    let magics: [(&str, usize, &[u8]); 4] = [
+        ("XFS", 0, b"XFSB"),
+        ("NTFS", 3, b"NTFS    "),
+        ("exFAT", 3, b"EXFAT   "),
+        ("SquashFS", 0, b"hsqs"),
+    ];
+    let mut names = vec!["swap", "LUKS"];
+    fs::write(folder.path.join("swap.img"), vec![0; 1 << 20]).unwrap();
+    tool(&folder, "mkswap", "util-linux", &["swap.img"]);
+    let secret = ["--object", "secret,id=s,data=yes", "-o", "key-secret=s,iter-time=10"];
+    folder.qemu_img(&[&["create", "-q", "-f", "luks"], &secret[..], &["LUKS.img", "1M"]].concat());
+    for (name, offset, magic) in magics {
+        let mut disk = vec![0; 1 << 20];
+        disk[offset..offset + magic.len()].copy_from_slice(magic);
+        fs::write(folder.path.join(format!("{name}.img")), disk).unwrap();
+        names.push(name);
+    }
+    for name in names {
+        let image = format!("{name}.img");
+        let listed = folder.cowshed_prints(&["disk", "-f", "raw", &image]);
+        assert!(listed.contains(&format!("[{name}]")), "{listed}");
+        let listed = json(&folder, &["disk", "-f", "raw", "--output=json", &image]);
+        assert_eq!(listed["volumes"][0]["not-read"], name);
+        let out = folder.cowshed(&["ls", "-f", "raw", &image]);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1));
+        assert!(text.contains(&format!("the disk has {name}, which cannot be read")), "{text}");
+    }
+}

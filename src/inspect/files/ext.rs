@@ -8,6 +8,7 @@ use super::blocks::Blocks;
 use super::{ENTRIES_MAX, Entry, FileKind, Node, Owner};
 use crate::error::{Error, Result};
 use crate::inspect::ReadAt;
+use crate::inspect::little_endian::u32_at;
 
 const NAME: &str = "ext file system";
 const SUPERBLOCK_OFFSET: u64 = 1024;
@@ -43,9 +44,7 @@ impl Ext {
         }
         let mut features = [0; 8];
         blocks.read(&mut features, SUPERBLOCK_OFFSET + 0x5c).await?;
-        let [a, b, c, d, e, f, g, h] = features;
-        let compat = u32::from_le_bytes([a, b, c, d]);
-        let incompat = u32::from_le_bytes([e, f, g, h]);
+        let (compat, incompat) = (u32_at(&features, 0), u32_at(&features, 4));
         let name = if incompat & INCOMPAT_EXT4 != 0 {
             "ext4"
         } else if compat & COMPAT_HAS_JOURNAL != 0 {

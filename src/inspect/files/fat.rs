@@ -24,6 +24,7 @@ use super::blocks::Blocks;
 use super::{ENTRIES_MAX, Entry, FileKind, Node, days_before_epoch};
 use crate::error::{Error, Result};
 use crate::inspect::ReadAt;
+use crate::inspect::little_endian::{u16_at, u32_at};
 
 const NAME: &str = "FAT file system";
 const ENTRY_BYTES: usize = 32;
@@ -84,8 +85,8 @@ impl Fat {
     }
 
     fn parse(sector: &[u8; 512], len: u64) -> Option<Self> {
-        let half = |at: usize| u64::from(u16::from_le_bytes([sector[at], sector[at + 1]]));
-        let word = |at: usize| half(at) | half(at + 2) << 16;
+        let half = |at: usize| u64::from(u16_at(sector, at));
+        let word = |at: usize| u64::from(u32_at(sector, at));
         let either = |short: u64, long: u64| if short != 0 { short } else { long };
 
         let (sector_bytes, cluster_sectors) = (half(11), u64::from(sector[13]));
@@ -204,11 +205,11 @@ impl Fat {
     }
 
     fn entry(&self, name: Vec<u8>, record: &[u8; ENTRY_BYTES]) -> Entry {
-        let half = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
+        let half = |at: usize| u16_at(record, at);
         let high = if self.width == Width::Fat32 { u32::from(half(20)) << 16 } else { 0 };
         let start = Start::Cluster(high | u32::from(half(26)));
         let is_folder = record[11] & ATTRIBUTE_FOLDER != 0;
-        let len = u32::from_le_bytes([record[28], record[29], record[30], record[31]]);
+        let len = u32_at(record, 28);
         let kind = if is_folder { FileKind::Folder } else { FileKind::File };
         let mut mode = if is_folder { 0o755 } else { 0o644 };
         if record[11] & ATTRIBUTE_READ_ONLY != 0 {
@@ -374,7 +375,7 @@ impl LongName {
         let mut part = [0; 13];
         let places = (1..11).step_by(2).chain((14..26).step_by(2)).chain((28..32).step_by(2));
         for (unit, at) in part.iter_mut().zip(places) {
-            *unit = u16::from_le_bytes([record[at], record[at + 1]]);
+            *unit = u16_at(record, at);
         }
         self.parts.push(part);
         self.next = number - 1;

@@ -22,6 +22,7 @@ use super::blocks::Blocks;
 use super::{ENTRIES_MAX, Entry, FileKind, Node, Owner, days_before_epoch};
 use crate::error::{Error, Result};
 use crate::inspect::ReadAt;
+use crate::inspect::little_endian::{u16_at, u32_at};
 
 const NAME: &str = "ISO 9660 file system";
 const SECTOR_BYTES: u64 = 2048;
@@ -88,7 +89,7 @@ impl Iso {
             }
         }
         let Some(primary) = primary else { return Ok(None) };
-        let block_bytes = u64::from(u16::from_le_bytes([primary[128], primary[129]]));
+        let block_bytes = u64::from(u16_at(&primary, 128));
         if !matches!(block_bytes, 512 | 1024 | 2048) {
             let reason = format!("its blocks have {block_bytes} bytes");
             return Err(Error::volume("ISO 9660 primary volume descriptor", 128, reason));
@@ -410,12 +411,6 @@ fn system_use(record: &[u8]) -> Option<&[u8]> {
     let name_len = usize::from(*record.get(32)?);
     let start = (33 + name_len).next_multiple_of(2);
     record.get(start..)
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[offset..offset + 4]);
-    u32::from_le_bytes(word)
 }
 
 /// Seconds since 1970 of a record's date: years since 1900, month, day, hour, minute, second, quarters of an hour from UTC.

@@ -19,6 +19,7 @@ use super::kind::guid_text;
 use super::{Partition, PartitionKind, PartitionTable, Partitions, read_if_there};
 use crate::error::Result;
 use crate::inspect::ReadAt;
+use crate::inspect::little_endian::{array_at, u32_at, u64_at};
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
 const HEADER_BYTES_MIN: u32 = 92;
@@ -157,7 +158,7 @@ async fn copy(disk: &impl ReadAt, sector_bytes: u64, sector: u64) -> Result<Opti
 
 /// The partition of an entry; `None` if it is unused or its sectors are impossible.
 fn partition(number: u32, entry: &[u8], sector_bytes: u64) -> Option<Partition> {
-    let kind = guid_at(entry, 0);
+    let kind = array_at(entry, 0);
     if kind == [0; 16] {
         return None;
     }
@@ -176,27 +177,9 @@ fn partition(number: u32, entry: &[u8], sector_bytes: u64) -> Option<Partition> 
         len: sectors.checked_mul(sector_bytes)?,
         kind: PartitionKind::Gpt(kind),
         name: String::from_utf16_lossy(&name),
-        uuid: Some(guid_text(&guid_at(entry, 16))),
+        uuid: Some(guid_text(&array_at(entry, 16))),
         bootable: u64_at(entry, 48) & LEGACY_BOOTABLE != 0,
     })
-}
-
-fn guid_at(bytes: &[u8], offset: usize) -> [u8; 16] {
-    let mut guid = [0; 16];
-    guid.copy_from_slice(&bytes[offset..offset + 16]);
-    guid
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[offset..offset + 4]);
-    u32::from_le_bytes(word)
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[offset..offset + 8]);
-    u64::from_le_bytes(word)
 }
 
 /// The checksum that UEFI uses, of less than 2^32 bytes.

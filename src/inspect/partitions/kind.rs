@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::inspect::little_endian::{u16_at, u32_at};
+
 /// The type of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -106,10 +108,9 @@ impl fmt::Display for PartitionKind {
 
 /// A GUID as text: its first three fields are little-endian.
 pub(super) fn guid_text(guid: &[u8; 16]) -> String {
-    let [a0, a1, a2, a3, b0, b1, c0, c1, d @ ..] = *guid;
-    let a = u32::from_le_bytes([a0, a1, a2, a3]);
-    let (b, c) = (u16::from_le_bytes([b0, b1]), u16::from_le_bytes([c0, c1]));
-    let [d0, d1, e @ ..] = d;
+    let (a, b, c) = (u32_at(guid, 0), u16_at(guid, 4), u16_at(guid, 6));
+    let [.., d0, d1, e0, e1, e2, e3, e4, e5] = *guid;
+    let e = [e0, e1, e2, e3, e4, e5];
     let e: String = e.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{a:08x}-{b:04x}-{c:04x}-{d0:02x}{d1:02x}-{e}")
 }

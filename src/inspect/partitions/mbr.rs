@@ -11,6 +11,7 @@
 use super::{Partition, PartitionKind, PartitionTable, Partitions, read_if_there};
 use crate::error::Result;
 use crate::inspect::ReadAt;
+use crate::inspect::little_endian::u32_at;
 
 const SECTOR_BYTES: u64 = 512;
 const ENTRIES_OFFSET: usize = 446;
@@ -61,10 +62,12 @@ fn parse(sector: &[u8; 512]) -> Option<[Entry; 4]> {
     }
     let entries = [0, 1, 2, 3].map(|index| {
         let entry = &sector[ENTRIES_OFFSET + index * ENTRY_BYTES..][..ENTRY_BYTES];
-        let word = |at: usize| {
-            u64::from(u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]))
-        };
-        Entry { status: entry[0], kind: entry[4], start_sector: word(8), sectors: word(12) }
+        Entry {
+            status: entry[0],
+            kind: entry[4],
+            start_sector: u32_at(entry, 8).into(),
+            sectors: u32_at(entry, 12).into(),
+        }
     });
     entries.iter().all(|entry| matches!(entry.status, 0 | 0x80)).then_some(entries)
 }

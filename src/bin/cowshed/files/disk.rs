@@ -71,7 +71,7 @@ fn show(volumes: &[Volume<'_>], session: &mut Session) -> std::io::Result<()> {
             volume.number().to_string(),
             size::human(volume.start),
             size::human(volume.len),
-            volume.files.as_ref().map_or("-", |files| files.kind()).to_owned(),
+            files_text(volume),
             if label.is_empty() { "-".to_owned() } else { escape::terminal(label) },
             kind,
         ]);
@@ -97,6 +97,15 @@ fn show(volumes: &[Volume<'_>], session: &mut Session) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kind of its file system, in brackets if it is not read.
+fn files_text(volume: &Volume<'_>) -> String {
+    match (&volume.files, volume.foreign) {
+        (Some(files), _) => files.kind().to_owned(),
+        (None, Some(foreign)) => format!("[{foreign}]"),
+        (None, None) => "-".to_owned(),
+    }
 }
 
 fn json(table: &Partitions, volumes: &[Volume<'_>]) -> Json {
@@ -125,6 +134,9 @@ fn json(table: &Partitions, volumes: &[Volume<'_>]) -> Json {
             if let Some(uuid) = files.uuid() {
                 members.push(("file-system-uuid", Json::text(uuid)));
             }
+        }
+        if let Some(foreign) = volume.foreign {
+            members.push(("not-read", Json::text(foreign)));
         }
         if let Some(problem) = &volume.problem {
             members.push(("problem", Json::text(open::reason(problem))));

@@ -116,7 +116,10 @@ pub(crate) async fn choose<'a>(
             .find(|volume| u64::from(volume.number()) == wanted)
             .ok_or_else(|| Failure::image(name, "", format!("there is no partition {wanted}")))?;
         let problem = volume.problem.as_ref().map_or_else(
-            || format!("partition {wanted} has no file system that is known"),
+            || match volume.foreign {
+                Some(foreign) => format!("partition {wanted} has {foreign}, which cannot be read"),
+                None => format!("partition {wanted} has no file system that is known"),
+            },
             open::reason,
         );
         return volume.files.ok_or_else(|| Failure::image(name, "", problem));
@@ -128,10 +131,14 @@ pub(crate) async fn choose<'a>(
     let chosen = match mounted.as_slice() {
         [] => {
             let problem = unknown.iter().find_map(|volume| volume.problem.as_ref());
-            let reason = problem.map_or_else(
-                || "no file system that is known on the disk".to_owned(),
-                open::reason,
-            );
+            let foreign: Vec<_> = unknown.iter().filter_map(|volume| volume.foreign).collect();
+            let reason = match (problem, foreign.as_slice()) {
+                (Some(problem), _) => open::reason(problem),
+                (None, []) => "no file system that is known on the disk".to_owned(),
+                (None, foreign) => {
+                    format!("the disk has {}, which cannot be read", foreign.join(", "))
+                }
+            };
             return Err(Failure::image(name, "", reason));
         }
         [(0, _), ..] | [_] => 0,
