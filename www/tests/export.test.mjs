@@ -30,6 +30,40 @@ page("a_download_and_the_sum_are_those_of_the_raw_disk", async ({ page }) => {
   await page.getByText(sum).waitFor();
 });
 
+page("nothing_of_an_image_is_left_in_the_browser", async ({ page, context }) => {
+  await page.evaluate(() => (window.showSaveFilePicker = undefined));
+  const kept = () =>
+    page.evaluate(async () => {
+      const names = [];
+      const walk = async (folder) => {
+        for await (const [name, one] of folder.entries()) {
+          if (one.kind === "directory") await walk(one);
+          else names.push(name);
+        }
+      };
+      await walk(await navigator.storage.getDirectory());
+      return names;
+    });
+  await openTop(page);
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Save as a raw file" }).click()]);
+  await download.path();
+  assert.deepEqual(await kept(), ["export.raw"]);
+  // Another page may still have something to save: it is not taken away from it.
+  const other = await context.newPage();
+  await other.goto(page.url().split("#")[0]);
+  await other.locator("cow-welcome").waitFor();
+  await other.waitForTimeout(300);
+  assert.deepEqual(await kept(), ["export.raw"]);
+  await other.close();
+  await page.reload();
+  await page.locator("cow-welcome").waitFor();
+  await page.waitForFunction(async () => {
+    const root = await navigator.storage.getDirectory();
+    return root.getDirectoryHandle("kept").then(() => false, () => true);
+  });
+  assert.deepEqual(await kept(), []);
+});
+
 page("a_file_of_the_persons_is_written_in_place", async ({ page }) => {
   // The dialogue cannot be driven; a file of the browser's own storage stands for what it gives.
   await page.evaluate(() => {

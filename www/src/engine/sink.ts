@@ -1,6 +1,7 @@
 // Where what is saved goes: a file of the person's, or one in the browser's own storage that is then handed over.
 
 import type { AccessHandle } from "cowshed";
+import { keptFolder } from "./kept.js";
 
 /** A file that is written at positions. */
 export interface Sink {
@@ -71,7 +72,7 @@ export async function intoKept(
 
 /** An empty file in the browser's own storage, open. */
 async function openKept(name: string): Promise<{ handle: SyncHandle; file: Openable; remove(): Promise<void> }> {
-  const folder = await navigator.storage.getDirectory();
+  const folder = await keptFolder();
   const file = (await folder.getFileHandle(name, { create: true })) as Openable;
   const handle = await file.createSyncAccessHandle();
   handle.truncate(0);
