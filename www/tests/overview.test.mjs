@@ -108,6 +108,27 @@ page("snapshots_are_those_of_qemu_img", async ({ page }) => {
   });
 });
 
+page("tables_are_where_the_file_says", async ({ page }) => {
+  const file = qcow2(files.at("tables.qcow2"), "2G", { options: ["cluster_size=4096"], commands: ["write -P 1 0 1M"] });
+  qemuImg("snapshot", "-c", "before", file);
+  await openImage(page, file);
+  await go(page, "Structure");
+  const rows = await rowsOf(page.locator("cow-structure section[aria-labelledby=tables] table"));
+  const head = bytesOf(file, 0, 104);
+  const at = (offset) => `0x${head.readBigUInt64BE(offset).toString(16)}`;
+  const snapshot = bytesOf(file, Number(head.readBigUInt64BE(64)), 12);
+  const wanted = [
+    ["Refcount table", at(48), (head.readUInt32BE(56) * 512).toLocaleString("en")],
+    ["L1 table", at(40), "1,024"],
+    ["L1 table of before", `0x${snapshot.readBigUInt64BE(0).toString(16)}`, snapshot.readUInt32BE(8).toLocaleString("en")],
+    ["Snapshot table", at(64), "1"],
+  ].sort(([, one], [, other]) => Number(one) - Number(other));
+  assert.deepEqual(rows.map(([name, offset, entries]) => [name.replaceAll("\n", " "), offset, entries]), wanted);
+  // Each leads to who owns it.
+  await page.locator("cow-structure").getByRole("link", { name: "look" }).first().click();
+  await page.locator("cow-clusters #owners").waitFor();
+});
+
 page("the_backing_chain_is_drawn_in_order", async ({ page }) => {
   await drop(page, top);
   await page.locator("cow-ask").waitFor();

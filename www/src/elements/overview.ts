@@ -173,10 +173,25 @@ export class CowOverview extends LitElement {
       tr[aria-current] td {
         background: var(--accent-soft);
       }
+      td.date {
+        white-space: nowrap;
+      }
       td.act {
         padding-top: 3px;
         padding-bottom: 3px;
         text-align: right;
+        white-space: nowrap;
+      }
+      @media (max-width: 720px) {
+        /* Within reach however far the table is scrolled. */
+        td.act {
+          position: sticky;
+          right: 0;
+          background: var(--panel);
+          box-shadow:
+            28px 0 0 var(--panel),
+            -8px 0 8px var(--panel);
+        }
       }
       .traits {
         list-style: none;
@@ -378,7 +393,7 @@ export class CowOverview extends LitElement {
                 html`<tr aria-current=${one.id === chosen ? "true" : nothing}>
                   <td>${nameOf(one.id)}</td>
                   <td><span class="name">${nameOf(one.name)}</span></td>
-                  <td>${dateText(one.date)}</td>
+                  <td class="date">${dateText(one.date)}</td>
                   <td class="right">${one.vmStateSize === 0n ? html`<span class="muted">none</span>` : sizeOf(one.vmStateSize)}</td>
                   <td class="right">${clockText(one.vmClock)}</td>
                   <td class="right">

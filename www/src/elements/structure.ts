@@ -1,14 +1,15 @@
 // What the file says about itself: the header field by field, feature bits, extensions, and `qemu-img info` as JSON.
 
-import { css, html, LitElement, type TemplateResult } from "lit";
+import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
 import type { Extension, Feature, HeaderField } from "../engine/contract.js";
 import type { ImageFacts } from "../engine/protocol.js";
 import { offsetText, sizeText } from "../model/size.js";
+import { placesOf, tablesOf } from "../model/tables.js";
 import { shown } from "../model/text.js";
 import { shared, stack } from "../style/shared.js";
 import { regionsOf, toneOf, type Region } from "./headerhex.js";
-import { hexLink, nameOf, when } from "./parts.js";
+import { clusterLink, hexLink, nameOf, when } from "./parts.js";
 
 const SETS: Record<Feature["set"], string> = {
   incompatible: "A program that does not know one of these must not open the image.",
@@ -44,6 +45,30 @@ export class CowStructure extends LitElement {
         .pair {
           grid-template-columns: minmax(0, 1fr);
         }
+      }
+      .beside {
+        display: grid;
+        grid-template-columns: minmax(0, 1fr);
+        gap: var(--gap);
+        align-items: start;
+      }
+      @media (min-width: 1240px) {
+        .beside {
+          grid-template-columns: max-content minmax(0, 1fr);
+        }
+        .beside .hex {
+          position: sticky;
+          top: 16px;
+        }
+        .beside td.meaning {
+          min-width: 9em;
+        }
+      }
+      .table {
+        display: flex;
+        gap: 0.35em;
+        min-width: 9em;
+        max-width: 30em;
       }
       td:first-child,
       .field {
@@ -165,7 +190,8 @@ export class CowStructure extends LitElement {
       </section>`;
     }
     return html`
-      <section class="card" aria-labelledby="bytes">
+      <div class="beside">
+      <section class="card hex" aria-labelledby="bytes">
         <h2 id="bytes">The header's bytes</h2>
         <cow-header-hex
           .engine=${this.engine}
@@ -193,6 +219,8 @@ export class CowStructure extends LitElement {
           </table>
         </div>
       </section>
+      </div>
+      ${this.#tables()}
       <div class="pair">
         <section class="card" aria-labelledby="features">
           <h2 id="features">Features</h2>
@@ -225,6 +253,40 @@ export class CowStructure extends LitElement {
       <td class="mono value" role="cell">${valueText(field)}</td>
       <td class="muted meaning" role="cell">${shown(field.meaning)}</td>
     </tr>`;
+  }
+
+  /** Where the tables lie that the header names. */
+  #tables(): TemplateResult {
+    const tables = tablesOf({ ...this.facts });
+    const places = tables ? placesOf(tables) : [];
+    return html`<section class="card" aria-labelledby="tables">
+      <h2 id="tables">Tables</h2>
+      <div class="scroll-x" tabindex="0" role="group" aria-labelledby="tables">
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">Table</th>
+              <th scope="col">Offset</th>
+              <th scope="col" class="right">Entries</th>
+              <th scope="col" class="right">Length</th>
+              <th scope="col">Cluster</th>
+            </tr>
+          </thead>
+          <tbody>
+            ${places.map(
+              ({ name, of, offset, entries, length }) =>
+                html`<tr>
+                  <td><span class="table"><span>${name}</span>${of === null ? nothing : html`<span>of</span> ${nameOf(of)}`}</span></td>
+                  <td>${hexLink("host", offset)}</td>
+                  <td class="right">${entries.toLocaleString("en")}</td>
+                  <td class="right">${length === null ? html`<span class="muted">as it comes</span>` : sizeText(length)}</td>
+                  <td>${clusterLink("host", offset, "look")}</td>
+                </tr>`,
+            )}
+          </tbody>
+        </table>
+      </div>
+    </section>`;
   }
 
   #set(set: Feature["set"]): TemplateResult {

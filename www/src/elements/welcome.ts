@@ -68,7 +68,7 @@ export class CowWelcome extends LitElement {
       ul {
         list-style: none;
         display: grid;
-        grid-template-columns: repeat(3, 1fr);
+        grid-template-columns: repeat(2, 1fr);
         gap: 14px 32px;
         margin-top: 34px;
       }
@@ -90,7 +90,7 @@ export class CowWelcome extends LitElement {
     return html`
       <h1>What is in this disk image?</h1>
       <p class="lead">
-        Look inside a qcow2 or raw disk image: what it is, whether it is safe to run, where its data lies, every byte of it.
+        Look inside a qcow2 or raw disk image: what it is, whether it is safe and sound, the files on it, every byte of it.
       </p>
       ${when(this.notice, () => html`<p class="notice" role="status">${this.notice}</p>`)}
       <div class="zone">
@@ -101,7 +101,9 @@ export class CowWelcome extends LitElement {
         </svg>
         <strong>Drop an image anywhere on this page</strong>
         <button class="primary" @click=${() => this.dispatchEvent(new CustomEvent("pick"))}>Choose a file&hellip;</button>
-        <span class="muted small">Any size. It is read where it is and never leaves this computer.</span>
+        <span class="muted small">
+          Any size. It is read where it is and never leaves this computer. An image and the files that it stands on can be dropped together.
+        </span>
       </div>
       <div class="address">
         <h2>Or open one on a server</h2>
@@ -118,12 +120,16 @@ export class CowWelcome extends LitElement {
           <p>What the image would make a virtual machine open, and what in it is broken or made to mislead.</p>
         </li>
         <li>
-          <h2>Where is the data?</h2>
-          <p>The whole disk as a map: stored, compressed, zero, or never written.</p>
+          <h2>Is it broken?</h2>
+          <p>Every reference checked against its count, every finding with its place, and a repair that you see before it is made.</p>
         </li>
         <li>
-          <h2>What do the bytes say?</h2>
-          <p>Any offset of the disk or of the file, the backing files and the snapshots too.</p>
+          <h2>Can I get my file back?</h2>
+          <p>Partitions and folders, as they are now or in a snapshot. Save a file, or a folder as tar.</p>
+        </li>
+        <li>
+          <h2>Where is the data?</h2>
+          <p>The whole disk as a map, and every byte: of the disk or of the file, and the way between.</p>
         </li>
       </ul>
     `;

@@ -79,6 +79,32 @@ export function tablesOf(facts: Described): Tables | null {
   };
 }
 
+/** A table that the header or a snapshot names. Offset and length in bytes of the file. */
+export interface TablePlace {
+  name: string;
+  /** The snapshot whose it is. */
+  of: string | null;
+  offset: bigint;
+  entries: number;
+  /** Null where entries have lengths of their own. */
+  length: bigint | null;
+}
+
+/** The tables that the header and the snapshots name, in their order in the file. */
+export function placesOf(tables: Tables): TablePlace[] {
+  const refcounts = tables.refcountTableClusters * tables.clusterSize;
+  const places: TablePlace[] = [
+    { name: "Refcount table", of: null, offset: tables.refcountTable, entries: Number(refcounts / 8n), length: refcounts },
+    ...tables.l1.map(
+      ({ snapshot, offset, entries }): TablePlace => ({ name: "L1 table", of: snapshot, offset, entries, length: BigInt(entries) * 8n }),
+    ),
+  ];
+  if (tables.snapshotCount > 0) {
+    places.push({ name: "Snapshot table", of: null, offset: tables.snapshotTable, entries: tables.snapshotCount, length: null });
+  }
+  return places.sort((one, other) => (one.offset < other.offset ? -1 : one.offset > other.offset ? 1 : 0));
+}
+
 /** Bytes of an L2 entry. */
 export function l2EntryLength(tables: Tables): bigint {
   return tables.extendedL2 ? 16n : 8n;
