@@ -1,16 +1,22 @@
 //! A storage for the browser that can be written: an access handle of a file in the browser's own storage (OPFS), or any
 //! object with its methods.
 //!
-//! Its methods work at once, in workers alone. Offsets are exact up to 2^53, beyond which no file reaches.
+//! Its methods work at once, in workers alone. Offsets are exact up to 2^53, beyond which no file reaches. So that who does much can be
+//! told to stop, a read or a write gives way to the executor when [`SLICE_MS`] have passed since the last that did.
 //!
 //! It must not know the format, the cache or the image.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
+use std::task::Poll;
 
 use js_sys::{Object, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 
 use super::blob::{f64_to_u64, u64_to_f64};
+use super::browser::{SLICE_MS, now_ms};
 use crate::storage::{Buf, Storage};
 
 /// What is written at a time where zeros are wanted, in bytes.
@@ -43,13 +49,38 @@ extern "C" {
 #[derive(Clone)]
 pub struct AccessStorage {
     handle: AccessHandle,
+    /// When it gave way last, on the clock of [`now_ms`].
+    gave_way_ms: Rc<Cell<f64>>,
 }
 
 impl AccessStorage {
     /// Reads from `handle` and writes to it.
     #[must_use]
     pub fn new(handle: AccessHandle) -> Self {
-        Self { handle }
+        Self { handle, gave_way_ms: Rc::new(Cell::new(now_ms())) }
+    }
+
+    /// Whether it is time to give way.
+    fn is_due(&self) -> bool {
+        now_ms() - self.gave_way_ms.get() > SLICE_MS
+    }
+
+    /// Lets the executor go on with something else, if it is time.
+    async fn give_way(&self) {
+        if !self.is_due() {
+            return;
+        }
+        let mut gave_way = false;
+        poll_fn(|cx| {
+            if gave_way {
+                return Poll::Ready(());
+            }
+            gave_way = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        self.gave_way_ms.set(now_ms());
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -99,11 +130,13 @@ impl std::fmt::Debug for AccessStorage {
 
 impl Storage for AccessStorage {
     async fn read_at(&self, mut buf: Buf, offset: u64) -> io::Result<Buf> {
+        self.give_way().await;
         self.read(&mut buf, offset)?;
         Ok(buf)
     }
 
     async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
+        self.give_way().await;
         self.write(&buf, offset)?;
         Ok(buf)
     }
@@ -140,7 +173,8 @@ impl Storage for AccessStorage {
     }
 
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> Option<io::Result<()>> {
-        Some(self.read(buf, offset))
+        // Who is sent away comes back with `read_at`.
+        (!self.is_due()).then(|| self.read(buf, offset))
     }
 }
 

@@ -36,8 +36,9 @@ extern "C" {
     fn set_timeout(handler: &Function, delay_ms: f64) -> JsValue;
     #[wasm_bindgen(js_name = clearTimeout)]
     fn clear_timeout(handle: &JsValue);
+    /// Milliseconds on a clock that only goes forward.
     #[wasm_bindgen(js_namespace = performance, js_name = now)]
-    fn now_ms() -> f64;
+    pub(super) fn now_ms() -> f64;
 }
 
 /// An executor on the event loop of the window or worker that made it.
