@@ -3,6 +3,8 @@
 
 import { asError, invalid } from "./error.js";
 
+export { planRepair, RepairPlan } from "./plan.js";
+
 /** What the backing file of an overlay is called in it: whoever opens the overlay says what it is. */
 const SOURCE_NAME = "source";
 
@@ -16,7 +18,10 @@ export async function accessHandleOf(given) {
         : "the file to write is neither a FileSystemFileHandle nor an access handle",
     );
   }
-  const handle = await given.createSyncAccessHandle();
+  const handle = await given.createSyncAccessHandle().catch((error) => {
+    if (error?.name !== "InvalidStateError") throw error;
+    throw invalid("files outside of the browser's own storage are not written at places: planRepair repairs them");
+  });
   return { handle, close: () => handle.close() };
 }
 

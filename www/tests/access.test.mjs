@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { copyFileSync, mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { drop, go, openImage, scanned } from "./browser.mjs";
 import { fixture } from "./fixture.mjs";
-import { encrypted, layered, qcow2, qemuImg } from "./images.mjs";
+import { damage, encrypted, layered, qcow2, qemuImg } from "./images.mjs";
 import { disk, ext4, tree } from "./disks.mjs";
 
 const { files, page } = fixture();
@@ -14,6 +14,7 @@ const long = "a-rather-long-name-for-a-snapshot-that-somebody-made-before-the-up
 qemuImg("snapshot", "-c", long, top);
 qcow2(files.at(`${long}.qcow2`), "1G", { commands: ["write -P 1 0 1M", "write -z 10M 1M", "write -c -P 2 20M 64k"] });
 qcow2(files.at("small.qcow2"), "1M", { commands: ["write -P 1 0 64k"] });
+damage(qcow2(files.at("broken.qcow2"), "1M", { commands: ["write -P 7 0 512k"] }));
 copyFileSync(base, files.at("cut.qcow2"));
 truncateSync(files.at("cut.qcow2"), 300);
 
@@ -91,6 +92,15 @@ const STATES = {
     await go(page, "Check");
     await page.getByRole("button", { name: "Check this image" }).click();
     await page.locator("cow-check .outcome").waitFor();
+  },
+  repair: async (page) => {
+    await openImage(page, files.at("broken.qcow2"));
+    await go(page, "Check");
+    await page.getByRole("button", { name: "Check this image" }).click();
+    await page.getByRole("button", { name: "Work out a repair" }).click();
+    await page.getByText("Where", { exact: true }).click();
+    await page.getByRole("button", { name: "Repair the file itself" }).click();
+    await page.getByRole("button", { name: "Change the file" }).waitFor();
   },
   export: async (page) => {
     await openImage(page, files.at("small.qcow2"));

@@ -26,9 +26,13 @@ export function launch(flags = [], options = {}) {
   return chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...FLAGS, ...flags], ...options });
 }
 
-/** Opens the page in a context of its own. `noted` holds what went wrong and what was asked for, as it happens. */
+/**
+ * Opens the page in a context of its own. `noted` holds what went wrong and what was asked for, as it happens. The driver cannot
+ * answer the dialogue of `showOpenFilePicker`: the page is as in a browser without it.
+ */
 export async function openPage(browser, origin, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+  await context.addInitScript(() => (window.showOpenFilePicker = undefined));
   const page = await context.newPage();
   const noted = { errors: [], requests: [] };
   page.on("console", (message) => {

@@ -203,6 +203,37 @@ page("a_disk_with_nothing_and_a_damaged_one_say_so", async ({ page }) => {
   await page.locator("cow-disk p.bad", { hasText: "ext file system" }).waitFor();
 });
 
+page("what_is_not_read_is_named", async ({ page }) => {
+  const swap = files.at("swap.img");
+  writeFileSync(swap, Buffer.alloc(1 << 20));
+  tool("mkswap", [swap]);
+  const ntfs = files.at("ntfs.img");
+  writeFileSync(ntfs, Buffer.concat([Buffer.from("\xeb\x52\x90NTFS    ", "latin1"), Buffer.alloc((1 << 20) - 11)]));
+  const { file } = disk(files.at("foreign.qcow2"), "dos", [
+    { file: swap, type: "82" },
+    { file: ntfs, type: "7" },
+    { file: root, type: "83" },
+  ]);
+  await open(page, file);
+  await page.getByText("Test OS 7").waitFor();
+  const kinds = (await rowsOf(page.locator("cow-disk table").first())).map(([, kind]) => kind);
+  assert.deepEqual(kinds, ["swap (not read)", "NTFS (not read)", "ext4"]);
+  await at(page, "2/");
+  await page.getByText("This is NTFS, which is recognised and not read.").waitFor();
+});
+
+page("systems_are_shown_in_the_order_of_their_volumes", async ({ page }) => {
+  const { file } = disk(files.at("two.qcow2"), "gpt", [
+    { file: root, type: "L", name: "one" },
+    { file: efi, type: "U", name: "none" },
+    { file: root, type: "L", name: "two" },
+  ]);
+  await open(page, file);
+  await page.locator("cow-disk .systems li").nth(1).waitFor();
+  const where = await page.locator("cow-disk .systems li p:last-child").allInnerTexts();
+  assert.deepEqual(where.map((text) => /on partition \d/.exec(text)?.[0]), ["on partition 1", "on partition 3"]);
+});
+
 page("a_search_ends_with_the_folder", async ({ page }) => {
   await open(page, server);
   await page.getByPlaceholder("A part of a name").fill("e");

@@ -1,7 +1,7 @@
 // Images made with QEMU's own tools, in a folder that goes away with the test, and what QEMU says about them.
 
 import { execFileSync } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readSync, rmSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -82,6 +82,22 @@ export function bytesOf(file, offset, length) {
 export function raw(file, to, ...args) {
   qemuImg("convert", "-U", "-O", "raw", ...args, file, to);
   return to;
+}
+
+/** Counts the references of clusters otherwise than they are: one too low, which is an error, and two too high. */
+export function damage(file) {
+  const handle = openSync(file, "r+");
+  const word = (at, length) => {
+    const bytes = Buffer.alloc(length);
+    readSync(handle, bytes, 0, length, at);
+    return bytes;
+  };
+  const block = Number(word(Number(word(48, 8).readBigUInt64BE()), 8).readBigUInt64BE());
+  const counts = word(block, 64);
+  const last = [...Array(32).keys()].filter((at) => counts.readUInt16BE(at * 2) === 1).at(-1);
+  writeSync(handle, Buffer.from([0, 0]), 0, 2, block + last * 2);
+  writeSync(handle, Buffer.from([0, 3]), 0, 2, block + (last - 1) * 2);
+  closeSync(handle);
 }
 
 /** An encrypted image with what a raw file holds; `how` is "luks" or "aes". */

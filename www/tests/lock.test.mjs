@@ -26,7 +26,7 @@ for (const [name, file] of [["luks", luks], ["aes", aes]]) {
     await go(page, "Structure");
     await page.locator("cow-structure table.fields").waitFor();
     await go(page, "Files");
-    await page.getByText("The disk could not be looked at").waitFor();
+    await page.getByText("The files are encrypted").waitFor();
     if (name === "luks") {
       await unlock(page, "close sesame");
       await page.getByText("That is not its passphrase.").waitFor();

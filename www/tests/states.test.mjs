@@ -138,6 +138,14 @@ page("a_backing_file_is_asked_for_by_name_and_picked", async ({ page }) => {
   await page.locator("cow-hex .row.at").getByText("11 11").waitFor();
 });
 
+page("files_that_are_dropped_together_answer_for_each_other", async ({ page }) => {
+  for (const [first, second] of [[top, base], [base, top]]) {
+    await drop(page, first, second);
+    await page.locator("cow-overview .chain li").nth(1).waitFor();
+    assert.deepEqual(await page.locator("cow-overview .chain .layer").allInnerTexts(), ["top.qcow2", "base.qcow2"]);
+  }
+});
+
 page("a_backing_file_can_be_read_as_zeros_and_supplied_later", async ({ page }) => {
   await drop(page, top);
   await page.getByRole("button", { name: "Read it as zeros" }).click();

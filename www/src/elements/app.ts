@@ -8,7 +8,8 @@ import { counted } from "../model/text.js";
 import { iconUrl } from "../style/icon.js";
 import { shared } from "../style/shared.js";
 import { Desk, type Rival, type Session } from "./desk.js";
-import { droppedFiles, nameOf, pickFile } from "./parts.js";
+import { dropped, picked, type Handed } from "./hand.js";
+import { nameOf } from "./parts.js";
 import "./ask.js";
 import "./check.js";
 import "./clusters.js";
@@ -382,9 +383,8 @@ export class CowApp extends LitElement {
   }
 
   /** Asks for the passphrase of an encrypted disk. Everything that is not encrypted can be seen all the same. */
-  #lock({ facts, passphrase }: Session): TemplateResult | typeof nothing {
-    const { encrypted } = facts.info as { encrypted?: boolean };
-    if (encrypted !== true || passphrase !== null) return nothing;
+  #lock(session: Session): TemplateResult | typeof nothing {
+    if (!isLocked(session)) return nothing;
     return html`<cow-lock .unlock=${(passphrase: string) => this.#desk.unlock(passphrase)}></cow-lock>`;
   }
 
@@ -410,7 +410,12 @@ export class CowApp extends LitElement {
           @supply=${() => this.#desk.askAgain()}
         ></cow-overview>`;
       case "disk":
-        return html`<cow-disk .engine=${engine} .facts=${session.facts} .place=${this.place.disk}></cow-disk>`;
+        return html`<cow-disk
+          .engine=${engine}
+          .facts=${session.facts}
+          .locked=${isLocked(session)}
+          .place=${this.place.disk}
+        ></cow-disk>`;
       case "map":
         return html`<cow-map
           .engine=${engine}
@@ -438,7 +443,12 @@ export class CowApp extends LitElement {
       case "structure":
         return html`<cow-structure .engine=${engine} .facts=${session.facts}></cow-structure>`;
       case "check":
-        return html`<cow-check .engine=${engine} .facts=${session.facts}></cow-check>`;
+        return html`<cow-check
+          .engine=${engine}
+          .facts=${session.facts}
+          .handle=${session.file.handle}
+          .reload=${() => this.#desk.reload()}
+        ></cow-check>`;
       case "export":
         return html`<cow-export .engine=${engine} .session=${session}></cow-export>`;
     }
@@ -475,20 +485,21 @@ export class CowApp extends LitElement {
   #onDrop = (event: DragEvent): void => {
     event.preventDefault();
     this.dragging = false;
-    const [file] = droppedFiles(event);
-    if (!file) this.#desk.notice("That was not a file. A folder cannot be opened.");
-    else if (this.#desk.ask) this.#desk.give(file);
-    else this.#openFile(file);
+    void dropped(event).then((files) => {
+      if (files.length === 0) this.#desk.notice("That was not a file. A folder cannot be opened.");
+      else if (this.#desk.ask) this.#desk.giveFiles(files.map(({ file }) => file));
+      else this.#openFiles(files);
+    });
   };
 
   #pick = async (): Promise<void> => {
-    const file = await pickFile();
-    if (file) this.#openFile(file);
+    const given = await picked();
+    if (given) this.#openFiles([given]);
   };
 
-  #openFile(file: File): void {
+  #openFiles(files: Handed[]): void {
     this.#begin(null);
-    void this.#desk.openFile(file);
+    void this.#desk.openFiles(files);
   }
 
   #openUrl(url: URL): void {
@@ -516,6 +527,12 @@ export class CowApp extends LitElement {
     const hash = this.place === START ? "#overview" : location.hash;
     history.replaceState(null, "", `${location.pathname}${search}${hash}`);
   }
+}
+
+/** Whether the disk is encrypted and nobody has said its passphrase. */
+function isLocked({ facts, passphrase }: Session): boolean {
+  const { encrypted } = facts.info as { encrypted?: boolean };
+  return encrypted === true && passphrase === null;
 }
 
 const LOGO = html`<img src=${iconUrl} width="26" height="26" alt="" />`;

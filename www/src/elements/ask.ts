@@ -4,7 +4,8 @@ import { css, html, LitElement, type TemplateResult } from "lit";
 import type { Reference } from "../engine/contract.js";
 import { roleOf } from "../model/describe.js";
 import { shared } from "../style/shared.js";
-import { nameOf, pickFile, when } from "./parts.js";
+import { picked } from "./hand.js";
+import { nameOf, when } from "./parts.js";
 import "./address.js";
 
 /** Fires `give` with a file or a URL, `zeros`, or `refuse`. */
@@ -116,8 +117,8 @@ export class CowAsk extends LitElement {
   }
 
   #pick = async (): Promise<void> => {
-    const file = await pickFile();
-    if (file) this.dispatchEvent(new CustomEvent("give", { detail: file }));
+    const given = await picked();
+    if (given) this.dispatchEvent(new CustomEvent("give", { detail: given.file }));
   };
 }
 

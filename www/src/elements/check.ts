@@ -1,16 +1,15 @@
 // The check of the metadata: every reference against the refcounts, and every finding with a way to its place.
 
-import { css, html, LitElement, nothing, type TemplateResult } from "lit";
+import { css, html, LitElement, type TemplateResult } from "lit";
 import type { Engine } from "../engine/client.js";
-import type { CheckFinding, CheckReport, RepairReport } from "../engine/contract.js";
+import type { CheckFinding, CheckReport } from "../engine/contract.js";
 import type { ImageFacts, Progress } from "../engine/protocol.js";
 import { asError } from "../model/error.js";
-import { fileName } from "../model/path.js";
 import { counted, shown } from "../model/text.js";
 import { shared, stack } from "../style/shared.js";
 import { clusterLink, hexLink, when } from "./parts.js";
-import { isDismissed, saveAs } from "./saving.js";
 import "./progress.js";
+import "./repair.js";
 
 /** Findings shown before the person asks for more, and with each asking. */
 const FINDINGS_A_PAGE = 50;
@@ -27,38 +26,38 @@ type State =
   | { at: "done"; report: CheckReport; image: number }
   | { at: "failed"; error: Error };
 
-/** A repaired copy. */
-type Repair =
-  | { at: "idle" }
-  | { at: "running"; progress: Progress }
-  | { at: "done"; text: string; report: RepairReport }
-  | { at: "failed"; error: Error };
-
 export class CowCheck extends LitElement {
   static override properties = {
     engine: {},
     facts: {},
+    handle: {},
+    reload: {},
     state: { state: true },
     findings: { state: true },
     count: { state: true },
-    repair: { state: true },
+    repaired: { state: true },
   };
   declare engine: Engine;
   declare facts: ImageFacts;
+  /** What the file can be replaced by, if the browser gave it. */
+  declare handle: FileSystemFileHandle | null;
+  /** Opens the image again from its file, which was replaced. */
+  declare reload: () => Promise<void>;
   declare private state: State;
   declare private findings: CheckFinding[];
   declare private count: number;
-  declare private repair: Repair;
+  /** Repairs that were made in the file, which is checked again. */
+  declare private repaired: number | null;
 
   #running: AbortController | null = null;
-  #repairing: AbortController | null = null;
 
   constructor() {
     super();
     this.state = { at: "idle" };
     this.findings = [];
     this.count = FINDINGS_A_PAGE;
-    this.repair = { at: "idle" };
+    this.handle = null;
+    this.repaired = null;
   }
 
   static override styles = [
@@ -71,10 +70,8 @@ export class CowCheck extends LitElement {
       .actions {
         margin-top: 16px;
       }
-      .buttons {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 10px;
+      .line {
+        margin-bottom: 12px;
       }
       .outcome {
         font-size: 1.2rem;
@@ -141,7 +138,6 @@ export class CowCheck extends LitElement {
   override disconnectedCallback(): void {
     super.disconnectedCallback();
     this.#running?.abort();
-    this.#repairing?.abort();
   }
 
   protected override willUpdate(changed: Map<PropertyKey, unknown>): void {
@@ -149,7 +145,7 @@ export class CowCheck extends LitElement {
       this.#running?.abort();
       this.state = { at: "idle" };
       this.findings = [];
-      this.#stopRepair();
+      if (this.repaired !== null) void this.#start();
     }
   }
 
@@ -163,11 +159,31 @@ export class CowCheck extends LitElement {
     return html`
       <section class="card" aria-labelledby="check">
         <h2 id="check">Check the tables</h2>
+        ${when(
+          this.repaired !== null,
+          () => html`<p class="line" role="status">
+            The file was repaired: ${counted(this.repaired ?? 0, "repair")} made. This is what is there now.
+          </p>`,
+        )}
         ${this.#top()}
       </section>
+      ${when(this.#canRepair, () => html`<cow-repair .engine=${this.engine} .facts=${this.facts} .handle=${this.handle} @repaired=${this.#onRepaired}></cow-repair>`)}
       ${when(this.findings.length > 0, () => this.#list())}
     `;
   }
+
+  /** There is something to repair. A snapshot's disk is looked at: the file is checked as a whole all the same. */
+  get #canRepair(): boolean {
+    const { state } = this;
+    return state.at === "done" && state.report.corruptions + state.report.leaks > 0;
+  }
+
+  #onRepaired = (event: CustomEvent<number>): void => {
+    this.repaired = event.detail;
+    this.reload().catch((error: unknown) => {
+      this.state = { at: "failed", error: asError(error) };
+    });
+  };
 
   #top(): TemplateResult {
     const { state } = this;
@@ -210,7 +226,7 @@ export class CowCheck extends LitElement {
             : ["good", "No errors were found"];
     const means =
       corruptions > 0
-        ? "Do not write to this image. Save a repaired copy here, or let `cowshed check -r all` or `qemu-img check -r all` repair it."
+        ? "Do not write to this image before it is repaired: here, or by `cowshed check -r all` or `qemu-img check -r all`."
         : leaks > 0
           ? "Leaks waste space and do no harm."
           : "Every reference agrees with its count.";
@@ -228,39 +244,8 @@ export class CowCheck extends LitElement {
       <dl class="figures">
         ${figures.map(([term, number]) => html`<div><dt>${term}</dt><dd class="number">${number.toLocaleString("en")}</dd></div>`)}
       </dl>
-      <p class="actions buttons">
-        <button @click=${this.#start}>Check again</button>
-        ${when(corruptions + leaks > 0, () => html`<button @click=${this.#repair}>Save a repaired copy&hellip;</button>`)}
-      </p>
-      ${this.#repaired()}
+      <p class="actions"><button @click=${this.#start}>Check again</button></p>
     `;
-  }
-
-  /** How the repaired copy is doing. */
-  #repaired(): TemplateResult | typeof nothing {
-    const { repair } = this;
-    switch (repair.at) {
-      case "idle":
-        return nothing;
-      case "running":
-        return html`<div class="actions">
-          <cow-progress
-            label="Copying and repairing"
-            .done=${repair.progress.done}
-            .total=${repair.progress.total}
-            @stop=${this.#stopRepair}
-          ></cow-progress>
-        </div>`;
-      case "failed":
-        return html`<p class="bad break actions" role="alert">The copy could not be made: ${shown(repair.error.message)}</p>`;
-      case "done": {
-        const { report, text } = repair;
-        const fixed = report["corruptions-fixed"] + report["leaks-fixed"];
-        const left = report.corruptions + report.leaks + report["check-errors"];
-        const rest = left === 0 ? "Nothing is wrong with it any more." : `${counted(left, "finding")} could not be repaired.`;
-        return html`<p class="actions break" role="status">${text}. ${counted(fixed, "repair")} made. ${rest}</p>`;
-      }
-    }
   }
 
   #list(): TemplateResult {
@@ -296,37 +281,6 @@ export class CowCheck extends LitElement {
     </li>`;
   }
 
-  #stopRepair = (): void => {
-    this.#repairing?.abort();
-    this.repair = { at: "idle" };
-  };
-
-  #repair = (): void => {
-    this.#repairing?.abort();
-    const repairing = new AbortController();
-    this.#repairing = repairing;
-    const { signal } = repairing;
-    const show = (repair: Repair): void => {
-      if (!signal.aborted) this.repair = repair;
-    };
-    const { image, layers } = this.facts;
-    const name = fileName((layers[0]?.name ?? "").replace(/\.qcow2?$/i, ""), "disk");
-    let report: RepairReport | null = null;
-    saveAs(`${name}-repaired.qcow2`, async (to) => {
-      show({ at: "running", progress: { done: 0, total: 0 } });
-      const onProgress = (progress: Progress): void => show({ at: "running", progress });
-      const done = await this.engine.call("repair", { image, to }, { signal, onProgress });
-      report = done.report;
-      return done.file;
-    }).then(
-      (text) => {
-        if (report) show({ at: "done", text, report });
-      },
-      (error: unknown) =>
-        show(isDismissed(error) ? { at: "idle" } : { at: "failed", error: asError(error) }),
-    );
-  };
-
   #stop = (): void => {
     this.#running?.abort();
     this.state = { at: "idle" };
@@ -337,7 +291,6 @@ export class CowCheck extends LitElement {
     this.#running?.abort();
     const running = new AbortController();
     this.#running = running;
-    this.#stopRepair();
     this.findings = [];
     this.count = FINDINGS_A_PAGE;
     this.state = { at: "running", progress: { done: 0, total: 0 } };

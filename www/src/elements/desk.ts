@@ -7,11 +7,14 @@ import { Engine } from "../engine/client.js";
 import type { ImageFacts, Side } from "../engine/protocol.js";
 import { Allocation } from "../model/allocation.js";
 import { asError } from "../model/error.js";
+import type { Handed } from "./hand.js";
 import { rememberUrl } from "../model/recent.js";
 import { guess, HEAD_LENGTH, sniff, TAIL_LENGTH, type Guess } from "../model/sniff.js";
 
 /** A spinner sooner than this would only flicker. */
 const SLOW_MS = 250;
+/** Of files that were dropped together, so many are looked at. */
+const FILES_MAX = 64;
 /** Buckets of a scan: more than the cells of any screen. */
 export const BUCKETS_MAX = 16_384;
 /** A disk without clusters is divided by sectors. */
@@ -21,6 +24,8 @@ export const SECTOR_LENGTH = 512;
 export interface Given {
   bytes: Bytes;
   name: string;
+  /** What the file can be replaced by, if the browser gave it. */
+  handle: FileSystemFileHandle | null;
 }
 
 /** What the map compares the disk with: a snapshot (null is the disk as it is now), or a layer by its depth. */
@@ -92,6 +97,8 @@ export class Desk implements ReactiveController {
   #slowTimer = 0;
   #comparison: Comparison | null = null;
   #fetched = new Map<string, Meter>();
+  /** What was dropped together with the image: what it names may be among it. */
+  #beside: File[] = [];
 
   constructor(host: ReactiveControllerHost) {
     this.#host = host;
@@ -159,9 +166,37 @@ export class Desk implements ReactiveController {
     if (this.#state.at === "empty") this.#set({ at: "empty", notice });
   }
 
+  /** Opens a file, or of several the one that stands on the others. */
+  async openFiles(files: Handed[]): Promise<void> {
+    const [first] = files;
+    if (!first) return;
+    const opening = this.#begin(givenOf(first));
+    const top = files.length > 1 ? await this.#topOf(files.slice(0, FILES_MAX), opening.signal) : first;
+    if (this.#opening !== opening) return;
+    this.#beside = files.filter((one) => one !== top).map(({ file }) => file);
+    await this.#openFile(top);
+  }
+
+  /** The first of the files that none of the others names. */
+  async #topOf(files: Handed[], signal: AbortSignal): Promise<Handed> {
+    const named = new Set<string>();
+    for (const { file } of files) {
+      const onAsk = ({ name }: Reference): Promise<Answer> => {
+        named.add(lastPart(name));
+        return Promise.resolve("zeros");
+      };
+      const given = { source: file, name: file.name, format: null, snapshot: null, passphrase: null };
+      // One that cannot be opened says why when it is its turn.
+      const facts = await this.engine.call("open", given, { signal, onAsk }).catch(() => null);
+      if (facts) this.#close(facts.image);
+    }
+    return files.find(({ file }) => !named.has(file.name)) ?? (files[0] as Handed);
+  }
+
   /** Opens a file as what its first bytes say it is; what looks like no disk is asked about first. */
-  async openFile(file: File): Promise<void> {
-    const given: Given = { bytes: file, name: file.name };
+  async #openFile(handed: Handed): Promise<void> {
+    const { file } = handed;
+    const given = givenOf(handed);
     const opening = this.#begin(given);
     try {
       const seen = await sniff(file);
@@ -176,7 +211,8 @@ export class Desk implements ReactiveController {
   /** Opens what lies at an address as what its first bytes say it is. */
   async openUrl(url: URL): Promise<void> {
     const name = nameOf(url);
-    const file: Given = { bytes: url.href, name };
+    const file: Given = { bytes: url.href, name, handle: null };
+    this.#beside = [];
     await this.open(file, {});
     const { session } = this;
     if (!session || session.file !== file) return;
@@ -239,16 +275,29 @@ export class Desk implements ReactiveController {
   /** Opens the same image again with its passphrase. Rejects if that is wrong, and the image stays as it is. */
   async unlock(passphrase: string): Promise<void> {
     const { session } = this;
-    if (!session) return;
-    const { file, facts, snapshot, answered } = session;
-    const unlocked = await this.engine.call(
+    if (session) await this.#exchange(session, { ...session, passphrase });
+  }
+
+  /** Opens the same image again after its file was replaced. */
+  async reload(): Promise<void> {
+    const { session } = this;
+    if (!session?.file.handle) return;
+    const bytes = await session.file.handle.getFile();
+    // The old one is gone: the snapshot may be, too.
+    await this.#exchange(session, { ...session, file: { ...session.file, bytes }, snapshot: null });
+  }
+
+  /** Opens an image for another session, which then takes the place of the one that is there. */
+  async #exchange(session: Session, next: Session): Promise<void> {
+    const { file, snapshot, passphrase, answered } = next;
+    const facts = await this.engine.call(
       "open",
-      { source: file.bytes, name: file.name, format: sameFormat(facts).format ?? null, snapshot, passphrase },
+      { source: file.bytes, name: file.name, format: sameFormat(session.facts).format ?? null, snapshot, passphrase },
       { onAsk: answerAsBefore(answered) },
     );
-    if (this.session !== session) return this.#close(unlocked.image);
+    if (this.session !== session) return this.#close(facts.image);
     this.#leave();
-    this.#show({ ...session, facts: unlocked, passphrase });
+    this.#show({ ...next, facts });
   }
 
   /** Puts an open image on the desk, and looks at it as a whole. */
@@ -302,16 +351,21 @@ export class Desk implements ReactiveController {
     this.engine.call("close", { image }).catch(() => undefined);
   }
 
+  /** Answers what is asked for with one of several files; what is asked for next may be among the others. */
+  giveFiles(files: File[]): void {
+    const wanted = this.ask ? lastPart(this.ask.reference.name) : "";
+    const file = files.find(({ name }) => name === wanted) ?? files[0];
+    if (!file) return;
+    this.#beside.push(...files.filter((one) => one !== file));
+    this.give(file);
+  }
+
   /** Answers what is asked for with a file, or with an address. */
   give(file: File | URL): void {
     if (!this.ask) return;
     const { reference, answer } = this.ask;
-    const { format } = reference;
-    const name = file instanceof URL ? nameOf(file) : file.name;
-    const source: Source = { source: file instanceof URL ? file.href : file, name };
-    // A format that the engine does not read is its to refuse: it names it.
-    if (format === "qcow2" || format === "raw") source.format = format;
-    answer(source, name);
+    const source = sourceFor(reference, file);
+    answer(source, source.name ?? null);
   }
 
   /** Gives up opening. */
@@ -330,6 +384,13 @@ export class Desk implements ReactiveController {
     if (same) {
       answered.push(same);
       return Promise.resolve(same.answer);
+    }
+    const wanted = lastPart(reference.name);
+    const beside = this.#beside.find(({ name }) => name === wanted);
+    if (beside) {
+      const answer = sourceFor(reference, beside);
+      answered.push({ reference, answer, given: beside.name });
+      return Promise.resolve(answer);
     }
     return new Promise((resolve) => {
       if (this.#opening !== opening || this.#state.at !== "opening") return resolve(null);
@@ -421,6 +482,23 @@ function isSame(one: Reference, other: Reference): boolean {
 function answerAsBefore(answered: Answered[]): (reference: Reference) => Promise<Answer> {
   return ({ kind, name }) =>
     Promise.resolve(answered.find(({ reference }) => reference.kind === kind && reference.name === name)?.answer ?? null);
+}
+
+function givenOf({ file, handle }: Handed): Given {
+  return { bytes: file, name: file.name, handle };
+}
+
+/** A file or an address, as what was asked for. */
+function sourceFor({ format }: Reference, file: File | URL): Source {
+  const source: Source = file instanceof URL ? { source: file.href, name: nameOf(file) } : { source: file, name: file.name };
+  // A format that the engine does not read is its to refuse: it names it.
+  if (format === "qcow2" || format === "raw") source.format = format;
+  return source;
+}
+
+/** What a name of an image says after its folders. */
+function lastPart(name: string): string {
+  return name.split("/").at(-1) ?? name;
 }
 
 /** The last part of an address, as a name. */

@@ -22,12 +22,16 @@ const TABLES: Record<DiskFacts["table"], string> = {
 interface Found {
   system: OperatingSystem;
   volume: VolumeFacts;
+  /** The volume's place in the list. */
+  index: number;
 }
 
 export class CowDisk extends LitElement {
-  static override properties = { engine: {}, facts: {}, place: {}, disk: { state: true }, systems: { state: true } };
+  static override properties = { engine: {}, facts: {}, locked: {}, place: {}, disk: { state: true }, systems: { state: true } };
   declare engine: Engine;
   declare facts: ImageFacts;
+  /** The disk is encrypted: nothing on it can be recognised. */
+  declare locked: boolean;
   /** What the address names; null is the volume that the person most probably wants. */
   declare place: DiskPlace | null;
   declare private disk: DiskFacts | Error | null;
@@ -37,6 +41,7 @@ export class CowDisk extends LitElement {
 
   constructor() {
     super();
+    this.locked = false;
     this.place = null;
     this.disk = null;
     this.systems = [];
@@ -67,6 +72,7 @@ export class CowDisk extends LitElement {
         background: var(--accent-soft);
       }
       td:first-child,
+      td .foreign,
       td.right {
         white-space: nowrap;
       }
@@ -90,7 +96,7 @@ export class CowDisk extends LitElement {
   }
 
   protected override willUpdate(changed: Map<PropertyKey, unknown>): void {
-    if (changed.has("facts")) void this.#load();
+    if ((changed.has("facts") || changed.has("locked")) && !this.locked) void this.#load();
   }
 
   async #load(): Promise<void> {
@@ -104,20 +110,31 @@ export class CowDisk extends LitElement {
     try {
       const disk = await this.engine.call("disk", { image }, { signal });
       this.disk = disk;
+      // Each is shown as it comes, in the order of the volumes.
       for (const [index, volume] of disk.volumes.entries()) {
-        if (!volume.files) continue;
-        // What is wrong there is said where its files are.
-        const system = await this.engine.call("system", { image, volume: index }, { signal }).catch(() => null);
-        if (signal.aborted) return;
-        if (system) this.systems = [...this.systems, { system, volume }];
+        if (volume.files) void this.#ask(index, volume, signal);
       }
     } catch (error) {
       if (!signal.aborted) this.disk = asError(error);
     }
   }
 
+  async #ask(index: number, volume: VolumeFacts, signal: AbortSignal): Promise<void> {
+    const { image } = this.facts;
+    // What is wrong there is said where its files are.
+    const system = await this.engine.call("system", { image, volume: index }, { signal }).catch(() => null);
+    if (!system || signal.aborted) return;
+    this.systems = [...this.systems, { system, volume, index }].sort((one, other) => one.index - other.index);
+  }
+
   protected override render(): TemplateResult {
     const { disk } = this;
+    if (this.locked) {
+      return html`<section class="card">
+        <h2>The files are encrypted</h2>
+        <p class="muted">They can be seen once the disk is unlocked with its passphrase.</p>
+      </section>`;
+    }
     if (disk === null) return html`<section class="card"><p class="muted" role="status">Looking for partitions&hellip;</p></section>`;
     if (disk instanceof Error) {
       return html`<section class="card">
@@ -184,13 +201,19 @@ export class CowDisk extends LitElement {
     </div>`;
   }
 
-  #volume({ number, start, length, partition, files, problem }: VolumeFacts, isChosen: boolean): TemplateResult {
+  #volume({ number, start, length, partition, files, problem, foreign }: VolumeFacts, isChosen: boolean): TemplateResult {
     const what = number === 0 ? "Whole disk" : `Partition ${number}`;
     const purpose = partition ? (partition.typeName ?? partition.type) : "";
     return html`<tr aria-current=${isChosen ? "true" : nothing}>
       <td><a href=${diskHash({ volume: number, path: ROOT })}>${what}</a></td>
       <td>
-        ${files ? files.kind : problem === null ? html`<span class="muted">none known</span>` : html`<span class="tag bad">damaged</span>`}
+        ${files
+          ? files.kind
+          : problem !== null
+            ? html`<span class="tag bad">damaged</span>`
+            : foreign !== null
+              ? html`<span class="foreign">${foreign} <span class="muted">(not read)</span></span>`
+              : html`<span class="muted">none known</span>`}
       </td>
       <td><span class="name">${files && files.label !== "" ? nameOf(files.label) : html`<span class="muted">none</span>`}</span></td>
       <td class="right">${sizeOf(length)}</td>
@@ -210,8 +233,10 @@ export class CowDisk extends LitElement {
         <h2>No files to show</h2>
         ${volume.problem === null
           ? html`<p class="muted">
-              There is no file system here that is known: ext2, ext3, ext4, FAT or ISO 9660. Its bytes are at
-              ${hexLink("guest", volume.start)}.
+              ${volume.foreign === null
+                ? "There is no file system here that is known."
+                : `This is ${volume.foreign}, which is recognised and not read.`}
+              Files of ext2, ext3, ext4, FAT and ISO 9660 can be shown. Its bytes are at ${hexLink("guest", volume.start)}.
             </p>`
           : html`<p class="bad break">${shown(volume.problem)}</p>`}
       </section>`;

@@ -72,23 +72,3 @@ export function clockText(nanoseconds: bigint): string {
 export function when(condition: unknown, then: () => TemplateResult): TemplateResult | typeof nothing {
   return condition ? then() : nothing;
 }
-
-/** The files of a drop, the folders among them left out. */
-export function droppedFiles(event: DragEvent): File[] {
-  const items = [...(event.dataTransfer?.items ?? [])];
-  return items
-    .filter((item) => item.kind === "file" && item.webkitGetAsEntry()?.isDirectory !== true)
-    .map((item) => item.getAsFile())
-    .filter((file) => file !== null);
-}
-
-/** Asks for a file with the browser's own dialogue; null when the person closes it. */
-export function pickFile(): Promise<File | null> {
-  return new Promise((resolve) => {
-    const input = document.createElement("input");
-    input.type = "file";
-    input.addEventListener("change", () => resolve(input.files?.[0] ?? null), { once: true });
-    input.addEventListener("cancel", () => resolve(null), { once: true });
-    input.click();
-  });
-}

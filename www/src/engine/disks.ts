@@ -39,13 +39,14 @@ export async function factsOf(handle: number, image: Image): Promise<DiskFacts> 
     table,
     findings,
     volumes: volumes.map(
-      ({ start, length, partition, files, problem }): VolumeFacts => ({
+      ({ start, length, partition, files, problem, foreign }): VolumeFacts => ({
         number: partition?.number ?? 0,
         start,
         length,
         partition,
         files,
         problem,
+        foreign,
       }),
     ),
   };

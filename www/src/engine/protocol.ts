@@ -78,6 +78,8 @@ export interface VolumeFacts {
   partition: Partition | null;
   files: FileSystemFacts | null;
   problem: string | null;
+  /** The name of what is there instead and not read. */
+  foreign: string | null;
 }
 
 /** What lies on a disk. */
@@ -114,6 +116,17 @@ export interface SaveResult {
   /** What is not in the archive, or not as it was: the first of them. */
   faults: Fault[];
   faultCount: number;
+}
+
+/** A repair that was worked out. Lengths and offsets in bytes of the file. */
+export interface RepairFacts {
+  report: RepairReport;
+  /** The first of the ranges that would be others than they are. */
+  changes: { offset: number; length: number }[];
+  changeCount: number;
+  changedLength: number;
+  sizeBefore: number;
+  size: number;
 }
 
 /** How a new qcow2 image is to be. */
@@ -163,12 +176,16 @@ export interface Calls {
     result: File | null;
     progress: Progress;
   };
-  /** Writes a repaired copy of the image's own file. */
-  repair: {
+  /** Works out a repair of the image's own file, and keeps it until the next one or until the image is closed. */
+  planRepair: { arguments: { image: number }; result: RepairFacts; progress: Progress };
+  /** Writes the repaired file as a copy. */
+  saveRepaired: {
     arguments: { image: number; to: FileSystemFileHandle | null };
-    result: { file: File | null; report: RepairReport };
+    result: File | null;
     progress: Progress;
   };
+  /** Replaces the image's own file by the repaired one. */
+  applyRepair: { arguments: { image: number; to: FileSystemFileHandle }; result: null; progress: Progress };
   /** The SHA-256 of the disk, in hexadecimal. */
   hash: { arguments: { image: number }; result: string; progress: Progress };
   /** The partitions and file systems on the disk. */

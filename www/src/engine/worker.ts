@@ -7,11 +7,12 @@ import { compareParts } from "../model/compare.js";
 import { ownersOf } from "../model/owner.js";
 import { tablesOf, type ReadHost, type Tables } from "../model/tables.js";
 import { follow } from "../model/trail.js";
-import type { Answer, CheckReport, Extent, Reference } from "./contract.js";
+import type { Answer, Bytes, CheckReport, Extent, Reference } from "./contract.js";
 import { exportDisk, hashDisk } from "./copy.js";
 import { factsOf, leaveDisk, save, search, volumeOf } from "./disks.js";
 import type { Volume } from "cowshed/disk";
-import { exportQcow2, repairedCopy } from "./rewrite.js";
+import type { RepairPlan } from "cowshed/write";
+import { exportQcow2, factsOfRepair, saveRepaired, workOut } from "./rewrite.js";
 import type { Call, Calls, ImageFacts, Reply, Request, SearchProgress, WireError } from "./protocol.js";
 
 /** Reads under way at once: a Blob answers eight about twice as fast as one. */
@@ -33,7 +34,9 @@ const scope = self as unknown as Scope;
 // While the person looks for a file.
 void init().catch(() => undefined);
 
-const images = new Map<number, { image: Image; facts: ImageFacts }>();
+const images = new Map<number, { image: Image; source: Bytes; facts: ImageFacts }>();
+/** The repairs that were worked out, by their image. */
+const plans = new Map<number, RepairPlan>();
 const cancellers = new Map<number, AbortController>();
 const asks = new Map<number, (answer: Answer) => void>();
 let handles = 0;
@@ -139,9 +142,23 @@ async function perform(
       const { image, to, ...options } = given as Calls["exportQcow2"]["arguments"];
       return exportQcow2(imageOf(image), options, to, signal, teller(id));
     }
-    case "repair": {
-      const { image, to } = given as Calls["repair"]["arguments"];
-      return repairedCopy(imageOf(image), to, signal, teller(id));
+    case "planRepair": {
+      const { image: handle } = given as Calls["planRepair"]["arguments"];
+      plans.delete(handle);
+      const { image, source } = openOf(handle);
+      const plan = await workOut(image, source, signal, teller(id));
+      plans.set(handle, plan);
+      return factsOfRepair(plan);
+    }
+    case "saveRepaired": {
+      const { image, to } = given as Calls["saveRepaired"]["arguments"];
+      return saveRepaired(planOf(image), to, signal, teller(id));
+    }
+    case "applyRepair": {
+      const { image, to } = given as Calls["applyRepair"]["arguments"];
+      const tell = teller(id);
+      await planOf(image).apply(to, { signal, onProgress: (done, total) => void tell({ done, total }) });
+      return null;
     }
     case "hash":
       return hashDisk(imageOf((given as Calls["hash"]["arguments"]).image), signal, teller(id));
@@ -175,6 +192,7 @@ async function perform(
     case "close": {
       const { image } = given as Calls["close"]["arguments"];
       leaveDisk(image);
+      plans.delete(image);
       const closing = imageOf(image);
       images.delete(image);
       await closing.close();
@@ -229,7 +247,7 @@ async function openOne(
     layers: image.layers,
     snapshot: given.snapshot,
   };
-  images.set(handle, { image, facts });
+  images.set(handle, { image, source: given.source, facts });
   return facts;
 }
 
@@ -351,9 +369,19 @@ function volumeIn({ image, volume }: { image: number; volume: number }): Promise
 }
 
 function imageOf(handle: number): Image {
+  return openOf(handle).image;
+}
+
+function openOf(handle: number): { image: Image; source: Bytes } {
   const open = images.get(handle);
   if (!open) throw new Error("the image is closed");
-  return open.image;
+  return open;
+}
+
+function planOf(handle: number): RepairPlan {
+  const plan = plans.get(handle);
+  if (!plan) throw new Error("the repair was not worked out");
+  return plan;
 }
 
 /** Lets the messages that have arrived be handled. A promise alone would not: it runs before them. */

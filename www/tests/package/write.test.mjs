@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { closeSync, copyFileSync, fstatSync, fsyncSync, ftruncateSync, openAsBlob, openSync, readFileSync, readSync, writeFileSync, writeSync } from "node:fs";
 import test from "node:test";
 import { CowshedError, Image } from "../../../pkg/index.js";
-import { create, repair } from "../../../pkg/write.js";
+import { create, planRepair, repair, RepairPlan } from "../../../pkg/write.js";
 import { encrypted, folder, info, qcow2, qemuImg, raw, run } from "../images.mjs";
 
 const files = folder();
@@ -81,10 +81,9 @@ test("a_new_image_is_written_and_qemu_reads_it", async () => {
   assert.equal(info(path)["cluster-size"], 32768);
 });
 
-test("a_damaged_image_is_repaired_as_qemu_checks_it", async () => {
-  const path = files.at("leaky.qcow2");
+/** An image with two leaks. */
+async function leaky(path) {
   copyFileSync(base, path);
-  const before = readFileSync(raw(path, files.at("leaky.raw")));
   // A refcount block's entries behind the end of what is used: leaks.
   const image = await Image.open(await openAsBlob(path));
   const table = Number(image.header.find(({ name }) => name === "refcount_table_offset").value);
@@ -95,6 +94,12 @@ test("a_damaged_image_is_repaired_as_qemu_checks_it", async () => {
   readSync(file, entry, 0, 8, table);
   writeSync(file, Buffer.from([0, 1, 0, 1]), 0, 4, Number(entry.readBigUInt64BE()) + 2 * 200);
   closeSync(file);
+  return path;
+}
+
+test("a_damaged_image_is_repaired_as_qemu_checks_it", async () => {
+  const path = await leaky(files.at("leaky.qcow2"));
+  const before = readFileSync(raw(path, files.at("leaky.raw")));
   const handle = access(path);
   const found = [];
   const report = await repair(handle, "leaks", { onFinding: (finding) => found.push(finding) });
@@ -105,6 +110,100 @@ test("a_damaged_image_is_repaired_as_qemu_checks_it", async () => {
   assert.deepEqual(found.map((one) => one.class), ["leak", "leak", "leak", "leak"]);
   assert.equal(checked(path).leaks ?? 0, 0);
   assert.ok(before.equals(readFileSync(raw(path, files.at("leaky.raw")))));
+});
+
+/** A FileSystemFileHandle as browsers have them: what is written takes the file's place when it is closed. */
+function fileHandle(bytes) {
+  const state = { file: new File([bytes], "disk.qcow2", { lastModified: 1 }), closed: 0, aborted: 0, onWrite: () => undefined };
+  const createWritable = async () => {
+    let swap = Buffer.alloc(0);
+    const grow = (length) => (swap = Buffer.concat([swap, Buffer.alloc(Math.max(0, length - swap.length))]));
+    return {
+      write: async ({ position, data }) => {
+        state.onWrite();
+        grow(position + data.length).set(data, position);
+      },
+      truncate: async (length) => void (swap = grow(length).subarray(0, length)),
+      close: async () => {
+        state.closed += 1;
+        state.file = new File([swap], "disk.qcow2", { lastModified: 2 });
+      },
+      abort: async () => void (state.aborted += 1),
+    };
+  };
+  return { state, getFile: async () => state.file, createWritable };
+}
+
+test("a_planned_repair_is_the_one_that_is_made_and_writes_nothing_before", async () => {
+  const path = await leaky(files.at("planned.qcow2"));
+  const disk = readFileSync(raw(path, files.at("planned.raw")));
+  const bytes = readFileSync(path);
+  const refuse = () => assert.fail("the file was written");
+  const plan = await planRepair({ ...access(path), write: refuse, truncate: refuse, flush: refuse });
+  assert.ok(plan instanceof RepairPlan);
+  assert.equal(plan.report["leaks-fixed"], 2);
+  // The same as what writes at once makes of it.
+  const twin = files.at("twin.qcow2");
+  copyFileSync(path, twin);
+  const handle = access(twin);
+  await repair(handle);
+  handle.close();
+  const wanted = readFileSync(twin);
+  assert.equal(plan.size, wanted.length);
+  assert.equal(plan.sizeBefore, bytes.length);
+  assert.ok(wanted.equals(await plan.read(0, plan.size)));
+  // The changes are all of them, and nothing else.
+  const patched = Buffer.alloc(plan.size);
+  bytes.copy(patched);
+  for (const { offset, length } of plan.changes) wanted.copy(patched, offset, offset, offset + length);
+  assert.ok(patched.equals(wanted));
+  assert.ok(plan.changes.reduce((sum, { length }) => sum + length, 0) <= 64, JSON.stringify(plan.changes));
+  // It is opened like any source, and put in the file's place.
+  const image = await Image.open(plan, { format: "qcow2" });
+  assert.ok(disk.equals(await whole(image)));
+  await image.close();
+  const file = fileHandle(bytes);
+  const told = [];
+  await plan.apply(file, { onProgress: (done, total) => told.push([done, total]) });
+  assert.ok(wanted.equals(Buffer.from(await file.state.file.arrayBuffer())));
+  assert.deepEqual(told.at(-1), [plan.size, plan.size]);
+  const after = files.at("applied.qcow2");
+  writeFileSync(after, wanted);
+  assert.equal(checked(after).leaks ?? 0, 0);
+});
+
+test("a_repair_that_fails_or_is_given_up_leaves_the_file", async () => {
+  const path = await leaky(files.at("kept.qcow2"));
+  const bytes = readFileSync(path);
+  const plan = await planRepair(access(path));
+  const left = ({ state }) => assert.deepEqual([state.closed, state.file.lastModified], [0, 1]);
+
+  const full = fileHandle(bytes);
+  full.state.onWrite = () => {
+    throw new DOMException("no space", "QuotaExceededError");
+  };
+  await assert.rejects(plan.apply(full), { name: "QuotaExceededError" });
+  left(full);
+  assert.equal(full.state.aborted, 1);
+
+  const cancelled = fileHandle(bytes);
+  const abort = new AbortController();
+  cancelled.state.onWrite = () => abort.abort();
+  await assert.rejects(plan.apply(cancelled, { signal: abort.signal }), { name: "AbortError" });
+  left(cancelled);
+  assert.equal(cancelled.state.aborted, 1);
+
+  // It has changed before, or while it was written.
+  const other = fileHandle(Buffer.concat([bytes, Buffer.alloc(512)]));
+  await assert.rejects(plan.apply(other), is("changed"));
+  left(other);
+  const meanwhile = fileHandle(bytes);
+  meanwhile.state.onWrite = () => (meanwhile.state.file = new File(["other"], "disk.qcow2", { lastModified: 3 }));
+  await assert.rejects(plan.apply(meanwhile), is("changed"));
+  assert.deepEqual([meanwhile.state.closed, meanwhile.state.aborted], [0, 1]);
+
+  await assert.rejects(plan.apply({}), is("invalid-argument"));
+  await assert.rejects(planRepair(new Blob([bytes])), is("invalid-argument"));
 });
 
 test("an_encrypted_image_is_written_with_its_passphrase", async () => {
