@@ -2,35 +2,23 @@
 // The package is loaded as it is published, without a bundler.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import { createServer } from "node:http";
 import test from "node:test";
-import { fileURLToPath } from "node:url";
 import { launch } from "./browser.mjs";
 import { folder, qcow2 } from "./images.mjs";
+import { servePackage } from "./published.mjs";
 
 const LENGTH_MIB = Number(process.env.COWSHED_SPEED_MIB ?? 128);
 const RUNS = 5;
 const SHARE_MIN = 0.8;
 
-const HTML = `<!doctype html><script type="importmap">{"imports":{"#platform":"/platform-web.js"}}</script><input type="file">`;
-const TYPES = { js: "text/javascript", wasm: "application/wasm" };
-
 test("reading_in_sequence_is_nearly_as_fast_as_slices", async () => {
   const files = folder();
   const file = qcow2(files.at("data.qcow2"), `${LENGTH_MIB}M`, { commands: [`write -P 0x5a 0 ${LENGTH_MIB}M`] });
-  const pkg = fileURLToPath(new URL("../../pkg", import.meta.url));
-  const server = createServer(({ url }, response) => {
-    if (url === "/") return response.writeHead(200, { "Content-Type": "text/html" }).end(HTML);
-    const name = /^\/([a-z0-9_/-]+\.(js|wasm))$/.exec(url);
-    if (!name) return response.writeHead(404).end();
-    return response.writeHead(200, { "Content-Type": TYPES[name[2]] }).end(readFileSync(`${pkg}/${name[1]}`));
-  });
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  const server = await servePackage();
   const browser = await launch();
   try {
     const page = await browser.newPage();
-    await page.goto(`http://127.0.0.1:${server.address().port}/`);
+    await page.goto(server.origin);
     await page.locator("input").setInputFiles(file);
     const times = await page.evaluate(async (runs) => {
       const { Image } = await import("/index.js");
