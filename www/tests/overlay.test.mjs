@@ -1,5 +1,5 @@
-// Writing by the package in Chromium: to an overlay in the browser's own storage, over a file that stays as it is. QEMU reads what was
-// written.
+// Writing by the package in Chromium: to an overlay in the browser's own storage, over a file that stays as it is; and a repair that
+// is given up. QEMU reads what was written.
 
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -65,4 +65,39 @@ test("an_overlay_in_the_browsers_own_storage_is_gone_on_with", async () => {
   assert.ok(wanted.equals(readFileSync(raw(files.at("overlay.qcow2"), files.at("overlay.raw")))));
   qemuImg("check", files.at("overlay.qcow2"));
   assert.ok(before.equals(readFileSync(base)), "the source is as it was");
+});
+
+test("a_repair_of_a_long_file_can_be_given_up_in_the_middle", async () => {
+  // Four million clusters to count: long enough to be stopped.
+  const long = qcow2(files.at("long.qcow2"), "256G", { options: ["preallocation=metadata"] });
+  const told = await inBrowser(long, async () => {
+    // A worker that works out a repair, and is told to stop while it does.
+    const script = `
+      import { init } from "${location.origin}/full.js";
+      import { planRepair } from "${location.origin}/write.js";
+      const abort = new AbortController();
+      onmessage = async ({ data }) => {
+        if (data === "stop") return abort.abort();
+        await init();
+        postMessage({ begun: true });
+        try {
+          await planRepair(data, "all", { signal: abort.signal });
+          postMessage({ end: "done" });
+        } catch (error) {
+          postMessage({ end: error.name });
+        }
+      };`;
+    const worker = new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })), { type: "module" });
+    const end = await new Promise((done, fail) => {
+      worker.onerror = (event) => fail(new Error(event.message));
+      worker.onmessage = ({ data }) => {
+        if (data.begun) setTimeout(() => worker.postMessage("stop"), 100);
+        if (data.end) done(data.end);
+      };
+      worker.postMessage(window.file);
+    });
+    worker.terminate();
+    return btoa(end);
+  });
+  assert.equal(told.toString(), "AbortError");
 });

@@ -1,10 +1,11 @@
 // An image on a server, in the page: only what is looked at is fetched, the meter counts it, and what goes wrong has words.
 
 import assert from "node:assert/strict";
+import { readFileSync, writeFileSync } from "node:fs";
 import test from "node:test";
 import { go } from "./browser.mjs";
 import { fixture } from "./fixture.mjs";
-import { layered, qcow2 } from "./images.mjs";
+import { damage, layered, qcow2, qemuImg } from "./images.mjs";
 import { fileServer } from "./server.mjs";
 
 const { files, page } = fixture();
@@ -42,6 +43,22 @@ page("a_pasted_address_opens_and_only_what_is_looked_at_is_fetched", async ({ pa
   await page.getByRole("button", { name: server.url("big.qcow2") }).waitFor();
   await page.getByRole("button", { name: "Forget them" }).click();
   assert.equal(await page.evaluate(() => localStorage.length), 0);
+}, { hosts });
+
+page("an_image_on_a_server_is_repaired_as_a_copy", async ({ page }) => {
+  await page.evaluate(() => (window.showSaveFilePicker = undefined));
+  damage(qcow2(files.at("broken.qcow2"), "1M", { commands: ["write -P 7 0 512k"] }));
+  await paste(page, server.url("broken.qcow2"));
+  await page.locator("cow-overview .what").waitFor();
+  await go(page, "Check");
+  await page.getByRole("button", { name: "Check this image" }).click();
+  await page.getByRole("button", { name: "Work out a repair" }).click();
+  await page.getByText("Nothing would be wrong with the image any more.").waitFor();
+  assert.equal(await page.getByRole("button", { name: "Repair the file itself" }).count(), 0);
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Save a repaired copy" }).click()]);
+  writeFileSync(files.at("repaired.qcow2"), readFileSync(await download.path()));
+  qemuImg("check", files.at("repaired.qcow2"));
+  qemuImg("compare", files.at("broken.qcow2"), files.at("repaired.qcow2"));
 }, { hosts });
 
 page("a_backing_file_beside_the_image_is_proposed_not_fetched", async ({ page }) => {

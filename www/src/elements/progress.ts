@@ -1,10 +1,10 @@
-// How far something long has come, with a way to stop it.
+// How far something long has come, or that it goes on where nobody can say how far, with a way to stop it.
 
-import { css, html, LitElement, type TemplateResult } from "lit";
+import { css, html, LitElement, nothing, type TemplateResult } from "lit";
 import { shareText } from "../model/size.js";
 import { shared } from "../style/shared.js";
 
-/** Fires `stop`. */
+/** Fires `stop`. A total of 0 is one that is not known. */
 export class CowProgress extends LitElement {
   static override properties = { label: {}, done: {}, total: {} };
   declare label: string;
@@ -33,15 +33,30 @@ export class CowProgress extends LitElement {
         background: var(--accent);
         transform-origin: 0 0;
       }
+      .bar span.somewhere {
+        width: 30%;
+        animation: along 1.6s ease-in-out infinite alternate;
+      }
+      @keyframes along {
+        to {
+          transform: translateX(233%);
+        }
+      }
+      @media (prefers-reduced-motion: reduce) {
+        .bar span.somewhere {
+          animation-duration: 8s;
+        }
+      }
     `,
   ];
 
   protected override render(): TemplateResult {
-    const share = this.total > 0 ? Math.min(1, this.done / this.total) : 0;
+    const isKnown = this.total > 0;
+    const share = isKnown ? Math.min(1, this.done / this.total) : 0;
     return html`
       <div class="line">
         <span>${this.label}</span>
-        <span class="muted number">${shareText(this.done, this.total)}</span>
+        ${isKnown ? html`<span class="muted number">${shareText(this.done, this.total)}</span>` : nothing}
         <button class="quiet" @click=${() => this.dispatchEvent(new CustomEvent("stop"))}>Cancel</button>
       </div>
       <div
@@ -50,9 +65,9 @@ export class CowProgress extends LitElement {
         aria-label=${this.label}
         aria-valuemin="0"
         aria-valuemax="100"
-        aria-valuenow=${Math.round(share * 100)}
+        aria-valuenow=${isKnown ? Math.round(share * 100) : nothing}
       >
-        <span .style=${`transform: scaleX(${share})`}></span>
+        ${isKnown ? html`<span .style=${`transform: scaleX(${share})`}></span>` : html`<span class="somewhere"></span>`}
       </div>
     `;
   }
