@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowshed::format::Version;
-use cowshed::image::check::{CheckOptions, check_storage};
 use cowshed::image::{
     Answer, CreateOptions, Format, Gate, Image, NewSnapshot, OpenOptions, Reference, Source,
     StreamBase, WriteOptions, ZeroMode, create,
@@ -21,14 +20,11 @@ use cowshed::sim::{Executor, Faults, Progress, Random, SimStorage};
 use cowshed::storage::{MemoryStorage, Storage};
 use cowshed::{Error, Result};
 use futures::executor::block_on;
-use futures::future::join;
+use futures::future::{join, join3};
 use support::qemu;
+use support::sectors::{LEN, Model, SECTOR, SECTORS, check, given_up, reconfigure, write};
 use support::seeds::for_each_seed;
 
-const SECTOR: usize = 512;
-/// The length of the disk in sectors: several steps of several pieces, where clusters are small.
-const SECTORS: usize = 1000;
-const LEN: usize = SECTORS * SECTOR;
 const SEEDS: u64 = 200;
 /// About as many steps as a long stream takes.
 const STEPS_MAX: u64 = 250;
@@ -122,65 +118,6 @@ fn make(random: &mut Random, kind: Kind) -> (Chain<Arc<MemoryStorage>>, Vec<u8>)
     (chain, disk.unwrap())
 }
 
-/// What each sector may hold if the power goes: what it held at the last flush, and what was written since.
-struct Model {
-    sectors: Vec<Vec<u8>>,
-}
-
-impl Model {
-    fn new(disk: &[u8]) -> Self {
-        Self { sectors: disk.chunks(SECTOR).map(|sector| vec![sector[0]]).collect() }
-    }
-
-    fn allows(&self, disk: &[u8]) -> std::result::Result<(), String> {
-        for (index, (sector, allowed)) in disk.chunks(SECTOR).zip(&self.sectors).enumerate() {
-            let is_whole = sector.iter().all(|byte| *byte == sector[0]);
-            if !is_whole || !allowed.contains(&sector[0]) {
-                return Err(format!(
-                    "sector {index} is {:02x?}, not of {allowed:02x?}",
-                    &sector[..8]
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// The disk as it must be now.
-    fn now(&self) -> Vec<u8> {
-        self.sectors.iter().flat_map(|sector| [*sector.last().unwrap(); SECTOR]).collect()
-    }
-}
-
-/// Writes here and there, and reads what it has written.
-async fn write<S: Storage>(
-    image: &Image<S>,
-    model: &RefCell<Model>,
-    random: &mut Random,
-) -> Result<()> {
-    for _ in 0..random.below(40) {
-        let at = random.index(SECTORS);
-        let count = (1 + random.index(20)).min(SECTORS - at);
-        let byte = if random.chance(200) { 0 } else { random.bits() as u8 };
-        if random.chance(100) {
-            let lens: Vec<_> = model.borrow().sectors.iter().map(Vec::len).collect();
-            image.flush().await?;
-            for (sector, len) in model.borrow_mut().sectors.iter_mut().zip(lens) {
-                sector.drain(..len - 1);
-            }
-        }
-        model.borrow_mut().sectors[at..at + count].iter_mut().for_each(|it| it.push(byte));
-        let (offset, len) = ((at * SECTOR) as u64, count * SECTOR);
-        match byte {
-            0 => image.write_zeroes_at(offset, len as u64, ZeroMode::MayUnmap).await?,
-            _ => image.write_at(&vec![byte; len], offset).await?,
-        }
-        let mut read = vec![0xee; len];
-        image.read_at(&mut read, offset).await?;
-        assert!(read.iter().all(|it| *it == byte), "what was written at {offset:#x} is not there");
-    }
-    Ok(())
-}
-
 /// Streams until all is copied, giving steps up now and then.
 async fn stream<S: Storage>(
     image: &Image<S>,
@@ -192,18 +129,8 @@ async fn stream<S: Storage>(
     loop {
         progress.note();
         if random.chance(200) {
-            // So many polls of a step, and it is dropped.
-            let mut left = random.below(40);
-            let mut step = Box::pin(stream.step());
-            let end = futures::future::poll_fn(|context| {
-                left = left.saturating_sub(1);
-                match step.as_mut().poll(context) {
-                    std::task::Poll::Pending if left > 0 => std::task::Poll::Pending,
-                    std::task::Poll::Pending => std::task::Poll::Ready(None),
-                    std::task::Poll::Ready(end) => std::task::Poll::Ready(Some(end)),
-                }
-            });
-            if matches!(end.await.transpose()?, Some(None)) {
+            let end = given_up(stream.step(), random.below(40)).await;
+            if matches!(end.transpose()?, Some(None)) {
                 return Ok(());
             }
             continue;
@@ -214,14 +141,6 @@ async fn stream<S: Storage>(
         if stream.step().await?.is_none() {
             return Ok(());
         }
-    }
-}
-
-fn check<S: Storage>(storage: &S) -> std::result::Result<(), String> {
-    let report = block_on(check_storage(storage, &CheckOptions::default(), &mut ()));
-    match report {
-        Ok(report) if report.corruptions + report.check_errors == 0 => Ok(()),
-        other => Err(format!("{other:?}")),
     }
 }
 
@@ -262,7 +181,7 @@ fn live(seed: u64) -> std::result::Result<bool, String> {
     };
     let model = RefCell::new(Model::new(&disk));
     let crash_at = if random.toss() { u64::MAX } else { random.below(STEPS_MAX) };
-    let (mut writing, mut streaming) = (random.fork(), random.fork());
+    let (mut writing, mut streaming, mut changing) = (random.fork(), random.fork(), random.fork());
     let progress = executor.progress();
     let (mut steps, mut wrong) = (0, None);
     let stop = || {
@@ -275,12 +194,13 @@ fn live(seed: u64) -> std::result::Result<bool, String> {
     };
     let work = async {
         let image = sim.open(true).await?;
-        let (streamed, written) = join(
+        let (streamed, written, changed) = join3(
             stream(&image, base, &mut streaming, &progress),
             write(&image, &model, &mut writing),
+            reconfigure(&image, &mut changing),
         )
         .await;
-        streamed.and(written)?;
+        streamed.and(written).and(changed)?;
         image.close().await
     };
     let ended = executor.run_until(work, stop).map_err(|stuck| stuck.to_string())?;

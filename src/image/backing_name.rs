@@ -38,8 +38,8 @@ impl<S: Storage> Image<S> {
     ///
     /// # Errors
     /// [`Error::LimitExceeded`] if the name is too long or there is no room for it; [`Error::InvalidArgument`] for raw
-    /// images, a name without a format, and for images with a raw data file, which have no backing file; as
-    /// [`Self::write_at`].
+    /// images, a name without a format, for images with a raw data file, which have no backing file, and while the image is
+    /// committed into its backing file or compared with another one; as [`Self::write_at`].
     ///
     /// # Cancel safety
     /// As a power loss.
@@ -50,6 +50,7 @@ impl<S: Storage> Image<S> {
             return Err(Error::InvalidArgument("a raw image has no backing file".into()));
         };
         let top = *top;
+        let _backing = top.writer.hold_backing()?;
         drop(change);
         let new = top.with_backing_file(backing)?;
         self.flush_by(&op).await?;

@@ -30,13 +30,16 @@ impl<S: Storage> Image<S> {
         self.cleaner.stop();
         self.cleaner.join().await;
         #[cfg(feature = "write")]
-        self.finish().await?;
+        {
+            let own = self.finish().await;
+            self.finish_below().await.and(own)?;
+        }
         Ok(())
     }
 
     /// Writes back what is dirty, once.
     #[cfg(feature = "write")]
-    async fn finish(&self) -> Result<()> {
+    pub(super) async fn finish(&self) -> Result<()> {
         let Ok((writer, target)) = self.target() else { return Ok(()) };
         let mut closed = writer.closed.lock().await;
         if *closed {

@@ -24,6 +24,9 @@ use super::published::Published;
 /// is looked for again.
 const L1_ENTRIES_PER_RUN_MAX: usize = 1024;
 
+/// No disk has this size.
+pub(super) const NOT_GROWING: u64 = u64::MAX;
+
 /// A layer and where it came from.
 pub(crate) struct Layer<S> {
     pub(crate) body: Body<S>,
@@ -75,6 +78,8 @@ pub(crate) struct Qcow2Layer<S> {
     pub(crate) l1: L1,
     pub(crate) l1_table: AtomicU64,
     pub(crate) size: AtomicU64,
+    /// The size that those outside see while the disk grows; [`NOT_GROWING`] otherwise.
+    pub(crate) size_while_growing: AtomicU64,
     pub(crate) l2_cache: Arc<TableCache>,
     pub(crate) refcount_cache: Arc<TableCache>,
     pub(crate) codec: Arc<Codec>,
@@ -144,6 +149,22 @@ impl<S: Storage> Layer<S> {
             Body::Qcow2(layer) => layer.virtual_size(),
             Body::Raw(layer) => layer.len(),
         }
+    }
+
+    /// The same for those who are not at work on the layer itself: of a disk that is becoming longer the old size, as long
+    /// as not everything behind it is zeros.
+    pub(crate) fn size_from_outside(&self) -> u64 {
+        let growing = match &self.body {
+            Body::Qcow2(layer) => layer.size_while_growing.load(Ordering::Acquire),
+            Body::Raw(_) => NOT_GROWING,
+        };
+        if growing == NOT_GROWING { self.virtual_size() } else { growing }
+    }
+
+    /// The size that the image sees whose layer at `depth` this is.
+    #[inline]
+    pub(super) fn size_at(&self, depth: usize) -> u64 {
+        if depth == 0 { self.virtual_size() } else { self.size_from_outside() }
     }
 
     /// The run from `offset` on, at most `len` bytes (at least 1), if that needs no I/O.

@@ -185,7 +185,7 @@ impl<S: Storage> Image<S> {
         let mut above = ExtentKind::Unallocated { host: None };
         loop {
             let layer = &self.layers[depth];
-            let rest = layer.virtual_size().saturating_sub(offset);
+            let rest = layer.size_at(depth).saturating_sub(offset);
             if rest == 0 {
                 // Behind the end of a short backing file nothing is looked for: it hides what is below.
                 let depth = depth.saturating_sub(1);

@@ -19,8 +19,14 @@
 mod access;
 mod alloc;
 mod amend;
+#[cfg(feature = "write")]
+mod backing_commit;
 mod backing_name;
+#[cfg(feature = "write")]
+mod below;
 mod bitmap;
+#[cfg_attr(not(feature = "write"), allow(dead_code, reason = "who looks at changes writes"))]
+mod changed;
 pub mod check;
 mod claims;
 mod close;
@@ -65,6 +71,7 @@ mod requests;
 mod resize;
 mod scratch;
 mod settling;
+mod shared;
 mod snapshot;
 mod stream;
 mod tables;
@@ -82,10 +89,12 @@ use crate::cache::{CacheOptions, CacheStatistics, CleanerControl};
 use crate::error::{Error, Result};
 use crate::format::{Geometry, Header, Snapshot};
 use crate::storage::Storage;
-use crate::sync::{AsyncMutex, Mutex, OnceCell, Ordering};
+use crate::sync::{AsyncMutex, Mutex, OnceCell};
 use crate::workers::Workers;
 
 pub use amend::AmendOptions;
+#[cfg(feature = "write")]
+pub use backing_commit::{BackingCommit, BackingCommitOptions};
 pub use bitmap::DirtyRanges;
 #[cfg(feature = "encryption")]
 pub use create::Encryption;
@@ -112,7 +121,8 @@ pub use stream::{Stream, StreamBase};
 use access::Access;
 use layer::{Body, Layer};
 use requests::Requests;
-use writer::{NOT_GROWING, Writer};
+use shared::Shared;
+use writer::Writer;
 
 /// A disk image and the layers below it, opened.
 ///
@@ -120,8 +130,9 @@ use writer::{NOT_GROWING, Writer};
 /// in an [`Arc`]. Call [`Image::close`] when done with it; an image that is dropped instead ends its cleaner too.
 pub struct Image<S> {
     /// Never empty; the image itself is first.
-    layers: Vec<Layer<S>>,
-    requests: Requests,
+    layers: Vec<Shared<Layer<S>>>,
+    /// On any layer: whoever reads this image may be in its backing file.
+    requests: Shared<Requests>,
     /// Whether and how the image is written to.
     access: Access,
     /// What an image has that is open for writing, or was.
@@ -136,6 +147,9 @@ pub struct Image<S> {
     workers: Option<Arc<dyn Workers>>,
     /// How many pieces of a request are in flight together.
     pieces_in_flight: usize,
+    /// What writes to its backing file.
+    #[cfg(feature = "write")]
+    below: Mutex<Option<Arc<Self>>>,
 }
 
 /// What is known of one layer.
@@ -170,11 +184,7 @@ impl<S: Storage> Image<S> {
     /// The size of the disk in bytes: of the snapshot, if one is open.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
-        let growing = self.writer.get().map(|writer| &writer.size_while_growing);
-        match growing.map(|size| size.load(Ordering::Acquire)) {
-            None | Some(NOT_GROWING) => self.layers[0].virtual_size(),
-            Some(size) => size,
-        }
+        self.layers[0].size_from_outside()
     }
 
     /// The image's header as it is now; `None` if it is raw.
@@ -203,7 +213,7 @@ impl<S: Storage> Image<S> {
     /// What the caches of each layer did so far, in the order of [`Self::layers`]; those of a raw layer did nothing.
     #[must_use]
     pub fn statistics(&self) -> Vec<Statistics> {
-        let of = |layer: &Layer<S>| match &layer.body {
+        let of = |layer: &Shared<Layer<S>>| match &layer.body {
             Body::Qcow2(layer) => Statistics {
                 l2: layer.l2_cache.statistics(),
                 refcount: layer.refcount_cache.statistics(),
@@ -214,7 +224,8 @@ impl<S: Storage> Image<S> {
     }
 
     fn layer_info(&self, depth: usize) -> LayerInfo<'_> {
-        let Layer { body, location, .. } = &self.layers[depth];
+        let layer: &Layer<S> = &self.layers[depth];
+        let Layer { body, location, .. } = layer;
         match body {
             Body::Qcow2(layer) => LayerInfo {
                 location,

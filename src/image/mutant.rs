@@ -48,6 +48,10 @@ pub enum Mutant {
     KeepCopied,
     /// The disk changes while bitmaps still say that they are true.
     BitmapsStayTrusted,
+    /// An image is emptied into its backing file before that is flushed.
+    EmptyBeforeFlush,
+    /// Clusters that have changed since they were copied into the backing file are emptied, too.
+    EmptyWhatChanged,
     /// Settings change while requests are in flight, and others come in between the write-back and the swap.
     ReconfigureUnderRequests,
     /// Settings change without writing back what is dirty.
@@ -93,6 +97,9 @@ impl Mutant {
         Self::KeepCopied,
         Self::BitmapsStayTrusted,
     ];
+
+    /// Those of a commit into the backing file of an image in use, which has a simulation of its own.
+    pub const BACKING: [Self; 2] = [Self::EmptyBeforeFlush, Self::EmptyWhatChanged];
 
     /// Those of the gates, which the checker of their kernel finds.
     pub const GATES: [Self; 9] = [

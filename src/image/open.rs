@@ -20,11 +20,12 @@ use super::codec::Codec;
 use super::gate::{Answer, Format, Gate, Identity, Reference, ReferenceKind, Source};
 use super::inflated::Inflated;
 use super::l1::L1;
-use super::layer::{Below, Body, DataFile, Layer, Qcow2Layer, RawLayer};
+use super::layer::{Below, Body, DataFile, Layer, NOT_GROWING, Qcow2Layer, RawLayer};
 use super::metadata::Metadata;
 use super::options::{OpenOptions, References, SnapshotSelector};
 use super::published::Published;
 use super::requests::Requests;
+use super::shared::share;
 use super::writer::Writer;
 
 /// How much of the snapshot table is read at a time: its length is not known before it is parsed.
@@ -150,8 +151,8 @@ impl<S: Storage> Image<S> {
         let interval = options.cache.cache_clean_interval.unwrap_or(CACHE_CLEAN_INTERVAL_DEFAULT);
         let image = Self {
             cleaner: CleanerControl::new(caches.flatten(), interval),
-            layers,
-            requests: Requests::default(),
+            layers: layers.into_iter().map(share).collect(),
+            requests: share(Requests::default()),
             is_at_snapshot: options.snapshot.is_some(),
             access: Access::new(options.write),
             writer: options.write.map_or_else(OnceCell::new, |_| OnceCell::from(Writer::new())),
@@ -159,6 +160,8 @@ impl<S: Storage> Image<S> {
             reconfiguring: AsyncMutex::default(),
             pieces_in_flight: inflating.max(usize::try_from(in_flight).unwrap_or(1)),
             workers: options.workers,
+            #[cfg(feature = "write")]
+            below: Mutex::default(),
         };
         Opened { cleaner: image.cleaner.start(), image }
     }
@@ -198,6 +201,7 @@ impl<S: Storage> Qcow2Layer<S> {
             l1: L1::new(l1.into_iter()),
             l1_table: AtomicU64::new(l1_table.get()),
             size: AtomicU64::new(virtual_size),
+            size_while_growing: AtomicU64::new(NOT_GROWING),
             l2_cache: Arc::new(TableCache::new_to_grow(
                 sizes.l2_bytes,
                 sizes.l2_entry_bytes,

@@ -147,7 +147,7 @@ impl<S: Storage> Image<S> {
             while !todo.is_empty() {
                 let layer = &self.layers[depth];
                 let at = offset + todo.start as u64;
-                let rest = layer.virtual_size().saturating_sub(at);
+                let rest = layer.size_at(depth).saturating_sub(at);
                 if rest == 0 {
                     buf[todo.clone()].fill(0);
                     break;

@@ -7,6 +7,7 @@ use futures::future::try_join_all;
 use crate::error::{Error, Result};
 use crate::format::Version;
 use crate::storage::Storage;
+use crate::sync::AsyncMutexGuard;
 
 use super::Image;
 use super::map::ExtentKind;
@@ -32,6 +33,8 @@ pub struct Rebase<'a, S, B> {
     /// that no two of them share one.
     pieces: Vec<Range<u64>>,
     buffers: Vec<Buffers>,
+    /// Until all is compared: what was found must stay.
+    backing: Option<AsyncMutexGuard<'a, ()>>,
 }
 
 /// What the image sees below itself and what it is to see there, of one piece.
@@ -50,19 +53,21 @@ impl<S: Storage> Image<S> {
     /// be compared. With `compress`, clusters that are kept are compressed.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`]; [`Error::InvalidArgument`] for raw images.
+    /// [`Error::ReadOnly`]; [`Error::InvalidArgument`] for raw images, and while the image is committed into its backing file or
+    /// gets another one.
     pub fn rebase_onto<'a, B: Storage>(
         &'a self,
         base: Option<&'a Image<B>>,
         same_from: Option<usize>,
         compress: bool,
     ) -> Result<Rebase<'a, S, B>> {
-        self.target()?;
+        let (writer, _) = self.target()?;
         if self.top().is_none() {
             return Err(Error::InvalidArgument("a raw image has no backing file".into()));
         }
         let (pieces, buffers) = (Vec::new(), vec![Buffers::default(); PIECES_IN_FLIGHT]);
-        Ok(Rebase { image: self, base, same_from, compress, offset: 0, pieces, buffers })
+        let backing = Some(writer.hold_backing()?);
+        Ok(Rebase { image: self, base, same_from, compress, offset: 0, pieces, buffers, backing })
     }
 }
 
@@ -78,6 +83,7 @@ impl<S: Storage, B: Storage> Rebase<'_, S, B> {
     pub async fn step(&mut self) -> Result<Option<u64>> {
         let size = self.image.virtual_size();
         if self.pieces.is_empty() && self.offset >= size {
+            self.backing = None;
             return Ok(None);
         }
         let (first, unit) = (self.offset, self.unit());

@@ -30,6 +30,7 @@ use super::layer::{Body, DataFile, Layer, Qcow2Layer};
 use super::mutant::{self, Mutant};
 use super::open::Structures;
 use super::options::WriteOptions;
+use super::shared::Shared;
 use super::writer::{Target, Top, Writer};
 
 /// What can be changed of an image that is open: [`Image::settings`] tells what holds, [`Image::reconfigure`] changes it.
@@ -129,7 +130,7 @@ impl<S: Storage> Image<S> {
                 write.must_suit(header.version)?;
             }
         }
-        let of = |layer: &Layer<S>| match &layer.body {
+        let of = |layer: &Shared<Layer<S>>| match &layer.body {
             Body::Qcow2(layer) => {
                 settings.cache.resolve(&layer.geometry, layer.virtual_size()).map(Some)
             }
@@ -141,6 +142,8 @@ impl<S: Storage> Image<S> {
 
     /// Does what can fail. Nobody else is in, and the old settings hold.
     async fn prepare_settings(&self, settings: &Settings) -> Result<Option<Structures>> {
+        #[cfg(feature = "write")]
+        self.write_below().await?;
         match (self.target(), &settings.write) {
             (Ok((_, target)), Some(write)) => {
                 if let Target::Qcow2(top) = target {
@@ -213,6 +216,8 @@ impl<S: Storage> Image<S> {
         }
         self.access.set(settings.write);
         *self.cache_options.lock() = settings.cache;
+        #[cfg(feature = "write")]
+        self.tell_below(settings.cache);
     }
 }
 
@@ -225,7 +230,7 @@ struct Plan {
 
 impl<S: Storage> Top<'_, S> {
     /// Writes what is dirty, so that the image may be written to with other options from now on.
-    async fn write_for(&self, options: &WriteOptions) -> Result<()> {
+    pub(super) async fn write_for(&self, options: &WriteOptions) -> Result<()> {
         if self.may_be_lazy(options) {
             self.write_all_lazily().await
         } else {

@@ -28,7 +28,7 @@
 
 use super::mutant::{self, Mutant};
 use crate::error::{Error, Result};
-use crate::sync::{AtomicU64, AtomicUsize, Event, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Event, Mutex, Ordering};
 
 const COUNT_BITS: u32 = 30;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
@@ -46,6 +46,8 @@ pub(crate) struct Requests {
     held: [AtomicU64; 2],
     /// Those who work on the image without belonging to an epoch: flushes, and operations of several requests.
     chores: AtomicUsize,
+    /// Held by whoever ends epochs.
+    advancing: Mutex<()>,
     drained: Event,
     resumed: Event,
 }
@@ -213,8 +215,9 @@ impl Requests {
         self.epoch.load(Ordering::SeqCst)
     }
 
-    /// Ends as many epochs as may end, at most two, and returns the one that is now. One caller at a time.
+    /// Ends as many epochs as may end, at most two, and returns the one that is now.
     pub(crate) fn advance(&self) -> u64 {
+        let _one = self.advancing.lock();
         for _ in 0..2 {
             let epoch = self.epoch.load(Ordering::SeqCst);
             let before_is_odd = epoch & 1 == 0;

@@ -9,12 +9,12 @@ use crate::sync::Ordering;
 
 use super::Image;
 use super::free::{Free, FreeReason};
-use super::layer::{Below, RawLayer, RunKind};
+use super::layer::{Below, NOT_GROWING, RawLayer, RunKind};
 use super::options::{Preallocation, ResizeOptions, ZeroMode};
 use super::ownership::Owner;
 use super::requests::{Chore, Request};
 use super::settling::File;
-use super::writer::{NOT_GROWING, Target, Top};
+use super::writer::{Target, Top};
 
 impl<S: Storage> Image<S> {
     /// Makes the disk `size` bytes long, in a qcow2 image a multiple of 512. What it gains reads as zeros, whatever a longer backing file
@@ -69,6 +69,7 @@ impl<S: Storage> Image<S> {
             top.cut_vm_state().await?;
             top.prepare_bitmaps_for_size(size).await?;
             top.grow_l1(size).await?;
+            top.writer.changed.mark(&(old..size));
             Growth::begin(top, old, size)
         };
         self.fill_growth(op, top, old, size, preallocation).await?;
@@ -128,6 +129,7 @@ impl<S: Storage> Image<S> {
         top.may_resize()?;
         let _alone = top.writer.turnstile.alone().await;
         top.prepare_bitmaps_for_size(size).await?;
+        top.writer.changed.mark(&(size..self.virtual_size()));
         top.cut(size).await?;
         top.commit().await?;
         top.update_header(|header| header.size = size).await?;
@@ -167,7 +169,7 @@ struct Growth<'a, S> {
 
 impl<'a, S> Growth<'a, S> {
     fn begin(top: Top<'a, S>, old: u64, size: u64) -> Self {
-        top.writer.size_while_growing.store(old, Ordering::Release);
+        top.layer.size_while_growing.store(old, Ordering::Release);
         top.layer.size.store(size, Ordering::Release);
         Self { top, old, ended: false }
     }
@@ -182,7 +184,7 @@ impl<S> Drop for Growth<'_, S> {
         if !self.ended {
             self.top.layer.size.store(self.old, Ordering::Release);
         }
-        self.top.writer.size_while_growing.store(NOT_GROWING, Ordering::Release);
+        self.top.layer.size_while_growing.store(NOT_GROWING, Ordering::Release);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::storage::Storage;
 
 use super::Image;
 use super::layer::RunKind;
-use super::map::ExtentKind;
+use super::map::{Extent, ExtentKind};
 use super::requests::Request;
 use super::writer::{Target, Top};
 
@@ -75,7 +75,7 @@ impl<S: Storage> Image<S> {
         Ok(Stream { image: self, base, offset: 0, pieces: Vec::new(), is_done: false })
     }
 
-    fn must_have_no_snapshots(&self) -> Result<()> {
+    pub(super) fn must_have_no_snapshots(&self) -> Result<()> {
         match self.snapshots().is_empty() {
             true => Ok(()),
             false => Err(Error::InvalidArgument(
@@ -91,7 +91,7 @@ impl<S: Storage> Stream<'_, S> {
     ///
     /// # Errors
     /// What reading the layers below and writing the image meet; as [`Image::set_backing_file`]; [`Error::InvalidArgument`] if
-    /// there is a snapshot now. The disk is the same all the same, and another step goes on.
+    /// there is a snapshot now, or the image is committed into its backing file. The disk is the same all the same, and another step goes on.
     ///
     /// # Cancel safety
     /// A step that is dropped has done some of its work; the next one, or another stream, finds that done and does the rest.
@@ -104,10 +104,14 @@ impl<S: Storage> Stream<'_, S> {
             && self.offset - first < PIECE_LEN_BYTES * PIECES_IN_FLIGHT as u64
         {
             // Cancel: what was found is kept.
-            let Some((range, is_below)) = self.find(self.offset).await? else { break };
-            self.offset = range.end;
-            if is_below {
-                self.pieces.push(range);
+            let (offset, size) = (self.offset, self.image.virtual_size());
+            if offset >= size {
+                break;
+            }
+            let extent = self.image.map(offset, (size - offset).min(PIECE_LEN_BYTES)).await?;
+            self.offset = offset + extent.len;
+            if self.is_below(&extent) {
+                self.pieces.push(offset..self.offset);
             }
         }
         let this = &*self;
@@ -130,13 +134,8 @@ impl<S: Storage> Stream<'_, S> {
         }
     }
 
-    /// The range that begins at `offset`, and whether it has to be copied; `None` at the end of the disk.
-    async fn find(&self, offset: u64) -> Result<Option<(Range<u64>, bool)>> {
-        let size = self.image.virtual_size();
-        if offset >= size {
-            return Ok(None);
-        }
-        let extent = self.image.map(offset, (size - offset).min(PIECE_LEN_BYTES)).await?;
+    /// Whether an extent has to be copied.
+    fn is_below(&self, extent: &Extent) -> bool {
         let is_zeros = match extent.kind {
             ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => false,
             ExtentKind::Unallocated { .. } | ExtentKind::Zero { .. } | ExtentKind::Hole { .. } => {
@@ -144,15 +143,14 @@ impl<S: Storage> Stream<'_, S> {
             }
         };
         let is_own = extent.depth == 0 && !matches!(extent.kind, ExtentKind::Unallocated { .. });
-        let is_below = match self.base {
+        match self.base {
             Some(base) => {
                 let is_of_base = extent.depth >= base.depth;
                 !is_own && !is_of_base
             }
             // Without a backing file, what nobody has is zeros.
             None => !is_own && !is_zeros,
-        };
-        Ok(Some((offset..offset + extent.len, is_below)))
+        }
     }
 
     /// Copies one piece.
@@ -174,15 +172,23 @@ impl<S: Storage> Stream<'_, S> {
 
     /// Changes the name of the backing file, if all is copied; else says from where on it is not.
     async fn finish(&self) -> Result<Option<u64>> {
+        let (writer, _) = self.image.target()?;
+        let _backing = writer.hold_backing()?;
         self.image.flush().await?;
-        let alone = self.image.begin_alone("no backing file").await?;
+        let op = self.image.requests.enter_chore().await?;
+        let alone = self.image.begin_alone_by(&op, "no backing file").await?;
         self.image.must_have_no_snapshots()?;
-        let mut offset = 0;
-        while let Some((range, is_below)) = self.find(offset).await? {
-            if is_below {
-                return Ok(Some(range.start));
+        {
+            let _request = self.image.requests.enter_by(&op);
+            let (mut offset, size) = (0, self.image.virtual_size());
+            while offset < size {
+                // In here nobody may be asked to be let in: who waits for all to leave would wait for us.
+                let extent = self.image.extent_at(offset, size - offset, &[]).await?;
+                if self.is_below(&extent) {
+                    return Ok(Some(offset));
+                }
+                offset += extent.len;
             }
-            offset = range.end;
         }
         // Cancel: as a power loss while the name changes.
         alone.top.commit().await?;

@@ -47,9 +47,14 @@ impl<S: Storage> Image<S> {
     /// A dropped write may have any effect on its own range until the next flush returns, and none elsewhere.
     pub async fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let op = self.requests.enter_chore().await?;
+        self.write_by(&op, data, offset).await
+    }
+
+    /// As [`Self::write_at`], for an operation that is under way.
+    pub(super) async fn write_by(&self, op: &Chore<'_>, data: &[u8], offset: u64) -> Result<()> {
         let mut done = 0;
         loop {
-            let change = self.begin_change(&op).await?;
+            let change = self.begin_change(op).await?;
             let end = self.range_end(offset, data.len() as u64)?;
             if done < data.len() {
                 change.mark(offset + done as u64..end);
@@ -59,7 +64,7 @@ impl<S: Storage> Image<S> {
                 break;
             }
         }
-        self.write_through(&op).await
+        self.write_through(op).await
     }
 
     /// Makes the change that has just been made durable, if each is to be.

@@ -16,6 +16,7 @@ use crate::sync::{AsyncMutex, AsyncMutexGuard, AtomicU64, Mutex, Ordering};
 use super::Image;
 use super::alloc::Allocator;
 use super::bitmap::{Bitmaps, Tracking};
+use super::changed::Changed;
 use super::claims::Claims;
 use super::free::Frees;
 use super::layer::{Body, Qcow2Layer, RawLayer};
@@ -30,9 +31,6 @@ use super::turnstile::{Alone, Passing, Turnstile};
 /// A write-back begins by itself when more than this share of a cache's budget is dirty.
 const DIRTY_SHARE: (u64, u64) = (1, 2);
 
-/// No disk has this size.
-pub(super) const NOT_GROWING: u64 = u64::MAX;
-
 /// The state of an image that is open for writing.
 pub(crate) struct Writer {
     /// Held by whoever changes the size of the disk, or the state of it that is active.
@@ -42,6 +40,10 @@ pub(crate) struct Writer {
     pub(super) bitmaps: AsyncMutex<Bitmaps>,
     /// What they do not know yet.
     pub(super) tracking: Tracking,
+    /// What has changed for whoever commits the disk into its backing file.
+    pub(super) changed: Changed,
+    /// Held by whoever commits into the backing file, takes out of the image what it has, or exchanges the backing file.
+    pub(super) backing: AsyncMutex<()>,
     /// On sectors of the disk, if it is encrypted: a part of a sector cannot be written by itself.
     pub(super) sectors: Claims,
     pub(super) claims: Claims,
@@ -77,8 +79,6 @@ pub(crate) struct Writer {
     /// Why no more changes are accepted.
     latch: Mutex<Option<String>>,
     is_latched: AtomicU64,
-    /// The size that requests see while the disk grows; [`NOT_GROWING`] otherwise.
-    pub(super) size_while_growing: AtomicU64,
     pub(super) closed: AsyncMutex<bool>,
 }
 
@@ -103,6 +103,8 @@ impl Writer {
             turnstile: Turnstile::default(),
             bitmaps: AsyncMutex::default(),
             tracking: Tracking::default(),
+            changed: Changed::default(),
+            backing: AsyncMutex::default(),
             sectors: Claims::default(),
             claims: Claims::default(),
             commit: AsyncMutex::default(),
@@ -125,7 +127,6 @@ impl Writer {
             is_sound: AtomicU64::new(0),
             latch: Mutex::default(),
             is_latched: AtomicU64::new(0),
-            size_while_growing: AtomicU64::new(NOT_GROWING),
             closed: AsyncMutex::default(),
         }
     }
@@ -138,6 +139,8 @@ impl Writer {
     /// Forgets what the first change has prepared: others may write to the image before the next one. Nobody may be in.
     pub(super) fn unprepare(&self) {
         self.is_prepared.store(0, Ordering::Release);
+        // What others change is not noted.
+        self.changed.end();
         // What could not be released is leaked, as by a close.
         *self.frees.lock() = Frees::default();
         self.many_frees.store(0, Ordering::Release);
@@ -156,6 +159,16 @@ impl Writer {
     #[inline]
     pub(super) fn is_sound(&self) -> bool {
         self.is_sound.load(Ordering::Acquire) != 0
+    }
+
+    /// Lets nobody else commit into the backing file, take out of the image what it has, or exchange the backing file.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if somebody does.
+    pub(super) fn hold_backing(&self) -> Result<AsyncMutexGuard<'_, ()>> {
+        self.backing.try_lock().ok_or_else(|| {
+            Error::InvalidArgument("what it has of its backing file is being changed".into())
+        })
     }
 
     /// Refuses all changes from now on: what was lost cannot be known.
@@ -317,9 +330,10 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S> Change<'_, S> {
-    /// Notes for the bitmaps that a range of the disk is about to change.
+    /// Notes for the bitmaps, and for a commit into the backing file, that a range of the disk is about to change.
     #[inline]
     pub(super) fn mark(&self, range: Range<u64>) {
+        self.writer.changed.mark(&range);
         if self.writer.tracking.is_on() {
             self.writer.tracking.mark(range);
         }

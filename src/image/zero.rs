@@ -13,7 +13,7 @@ use super::free::FreeReason;
 use super::layer::{Below, RawLayer};
 use super::map::ExtentKind;
 use super::options::ZeroMode;
-use super::requests::Request;
+use super::requests::{Chore, Request};
 use super::write::zeros;
 use super::writer::{Target, Top};
 
@@ -31,9 +31,20 @@ impl<S: Storage> Image<S> {
     /// As [`Self::write_at`].
     pub async fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
         let op = self.requests.enter_chore().await?;
+        self.write_zeroes_by(&op, offset, len, mode).await
+    }
+
+    /// As [`Self::write_zeroes_at`], for an operation that is under way.
+    pub(super) async fn write_zeroes_by(
+        &self,
+        op: &Chore<'_>,
+        offset: u64,
+        len: u64,
+        mode: ZeroMode,
+    ) -> Result<()> {
         let mut done = 0;
         loop {
-            let change = self.begin_change(&op).await?;
+            let change = self.begin_change(op).await?;
             let end = self.range_end(offset, len)?;
             if done < len {
                 let todo = offset + done..end;
@@ -47,7 +58,7 @@ impl<S: Storage> Image<S> {
                 break;
             }
         }
-        self.write_through(&op).await
+        self.write_through(op).await
     }
 
     /// Says that the guest does not need `len` bytes from `offset` any more. Whole clusters read as zeros afterwards, and

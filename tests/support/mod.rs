@@ -20,6 +20,8 @@ pub mod medium;
 pub mod mutants;
 pub mod open;
 pub mod qemu;
+#[cfg(feature = "sim")]
+pub mod sectors;
 pub mod seeds;
 pub mod tables;
 

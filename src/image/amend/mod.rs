@@ -16,6 +16,7 @@ use crate::storage::Storage;
 use super::Image;
 use super::layer::Body;
 use super::options::ResizeOptions;
+use super::shared::own;
 use super::writer::Top;
 
 /// Up to this cluster size the header has no room for the feature name table.
@@ -209,8 +210,9 @@ impl<S: Storage> Image<S> {
 
     /// Takes from the header what is kept beside it because it never changes while requests are made.
     fn follow_header(&mut self) {
-        // OK to index: an image has a layer.
-        if let Body::Qcow2(layer) = &mut self.layers[0].body {
+        // Nobody else has the image itself. OK to index: it is a layer.
+        let Some(layer) = own(&mut self.layers[0]) else { return };
+        if let Body::Qcow2(layer) = &mut layer.body {
             let header = layer.header.get();
             layer.geometry = header.geometry();
             layer.context = header.l2_context();

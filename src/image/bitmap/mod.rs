@@ -361,6 +361,7 @@ impl<S: Storage> Top<'_, S> {
         } else {
             self.prepare_bitmaps_for_size(size).await?;
         }
+        self.writer.changed.mark(&(0..size.max(old_size)));
         if self.writer.tracking.is_on() {
             self.writer.tracking.mark(0..size.max(old_size));
         }
