@@ -20,6 +20,12 @@ const DROPPING_PERMILLE: u32 = 100;
 /// and how many of 1000 there.
 const DROPPED_PERMILLE: u32 = 300;
 
+/// In how many lives of 1000 writes are dropped beside flushes, with as little else in flight as can be: nothing but what the engine
+/// remembers of a dropped write keeps its clusters from being taken while it may yet land.
+const RELEASING_PERMILLE: u32 = 60;
+/// How many of 1000 writes are dropped there.
+const RELEASED_PERMILLE: u32 = 600;
+
 /// How many kinds of images there are.
 const SETUPS: u64 = 256;
 
@@ -283,6 +289,12 @@ impl Plan {
                 }
             }
         }
+        // By choices of their own, once more.
+        let releasing = &mut Random::new(seed ^ 0x7265_6c65_6173);
+        if releasing.chance(RELEASING_PERMILLE) && setup.data_file == DataFile::Internal {
+            ops = places.releasing(phases, releasing);
+            faults = no_faults();
+        }
         let changes = ops.iter().any(|op| matches!(op.what, What::Snapshot(..)));
         let tail = |_| if changes { Tail::Nothing } else { Tail::random(&setup, own) };
         let tails = (0..phases).map(tail).collect();
@@ -385,6 +397,26 @@ impl Kinds {
 }
 
 impl Places {
+    /// Writes into clusters that have just been discarded, many of which are dropped, beside flushes.
+    fn releasing(&self, phases: usize, random: &mut Random) -> Vec<Op> {
+        let cluster_size = self.setup.cluster_size();
+        let mut ops = Vec::new();
+        for phase in 0..phases {
+            let mut add = |lane, what, offset, len, pause, polls| {
+                ops.push(Op { phase, lane, what, offset, len, pause, polls });
+            };
+            for _ in 0..10 + random.below(10) {
+                let offset = self.hot[random.index(self.hot.len())] * cluster_size;
+                add(1, What::Discard, offset, cluster_size, random.below(400), None);
+                let len = 512 * (1 + random.below(cluster_size / 512));
+                let polls = random.chance(RELEASED_PERMILLE).then(|| 1 + random.below(3));
+                add(1, What::Write, offset, len, random.below(1500), polls);
+                add(0, What::Flush, 0, 0, random.below(1000), None);
+            }
+        }
+        ops
+    }
+
     fn op(&self, kinds: &Kinds, random: &mut Random) -> Op {
         let what = kinds.choose(random);
         let (mut offset, mut len) = self.range(random);
