@@ -15,7 +15,7 @@ use crate::open::{self, DiskImage};
 use crate::persona::Persona;
 use crate::progress::Progress;
 
-use super::order::Order;
+use super::order::{Order, ReadPiece};
 use super::plan::{Piece, Plan};
 use super::sparse::{SECTOR_LEN_BYTES, Sparse, is_zero};
 use super::target::Target;
@@ -64,7 +64,8 @@ impl Copy<'_> {
         }
         let shared = Shared {
             plan: AsyncMutex::new(Plan::new(self)),
-            order: (self.target.keeps_order() && !self.any_order).then(Order::default),
+            order: (self.target.keeps_order() && !self.any_order)
+                .then(|| Order::new(parallel.max(1))),
             progress: Mutex::new((progress, 0)),
             pace: Mutex::new((Instant::now(), 0)),
             failure: Mutex::new(None),
@@ -99,67 +100,79 @@ impl Copy<'_> {
         Ok(total)
     }
 
-    /// Copies one piece after the other.
+    /// Copies pieces until there are no more.
     async fn work(&self, shared: &Shared<'_, '_>) {
-        let mut buffer = Vec::new();
-        loop {
-            // The plan is unlocked before a failure stops it.
-            let next = shared.plan.lock().await.next().await;
-            let piece = match next {
-                Ok(Some(piece)) => piece,
-                Ok(None) => break,
-                Err(failure) => {
-                    shared.fail(failure).await;
-                    break;
-                }
-            };
-            if let Err(failure) = self.copy_piece(&piece, &mut buffer, shared).await {
-                shared.fail(failure).await;
-                break;
-            }
+        let done = match &shared.order {
+            Some(order) => self.copy_in_order(order, shared).await,
+            None => self.copy_in_any_order(shared).await,
+        };
+        if let Err(failure) = done {
+            shared.fail(failure).await;
         }
     }
 
-    async fn copy_piece(
-        &self,
-        piece: &Piece,
-        buffer: &mut Vec<u8>,
-        shared: &Shared<'_, '_>,
-    ) -> Result<(), Failure> {
-        let is_data = !piece.is_zero || self.target.writes_zeros();
-        let compressed_cluster = self.target.compressed_cluster();
-        if is_data && !piece.is_zero && shared.order.is_none() && compressed_cluster.is_none() {
-            self.copy_parts(piece, buffer).await?;
-            return shared.wrote(piece.len, self.rate).await;
-        }
-        if is_data {
-            if piece.is_zero {
-                buffer.clear();
+    async fn copy_in_any_order(&self, shared: &Shared<'_, '_>) -> Result<(), Failure> {
+        let mut buffer = Vec::new();
+        while let Some(piece) = shared.next_piece().await? {
+            if self.is_data(&piece) && !piece.is_zero && self.target.compressed_cluster().is_none()
+            {
+                self.copy_parts(&piece, &mut buffer).await?;
+            } else {
+                self.read_if_data(&piece, &mut buffer).await?;
+                self.write_piece(&piece, &buffer).await?;
             }
-            // OK to narrow: a piece is a few MiB.
-            buffer.resize(usize::try_from(piece.len).unwrap_or(0), 0);
-            if !piece.is_zero {
-                self.read_piece(piece, buffer).await?;
+            self.copied(&piece, shared).await?;
+        }
+        Ok(())
+    }
+
+    async fn copy_in_order(&self, order: &Order, shared: &Shared<'_, '_>) -> Result<(), Failure> {
+        while let Some(mut buffer) = order.buffer().await {
+            let Some(piece) = shared.next_piece().await? else {
+                order.end();
+                break;
+            };
+            self.read_if_data(&piece, &mut buffer).await?;
+            let mut next = order.hand_in(ReadPiece { piece, buffer });
+            while let Some(ReadPiece { piece, buffer }) = next {
+                self.write_piece(&piece, &buffer).await?;
+                self.copied(&piece, shared).await?;
+                next = order.written(buffer);
             }
         }
-        if let Some(order) = &shared.order
-            && !order.wait_for(piece.number).await
-        {
+        Ok(())
+    }
+
+    /// Whether bytes of the piece are written.
+    fn is_data(&self, piece: &Piece) -> bool {
+        !piece.is_zero || self.target.writes_zeros()
+    }
+
+    /// Makes the buffer what is to be written of the piece, if bytes of it are.
+    async fn read_if_data(&self, piece: &Piece, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+        if !self.is_data(piece) {
             return Ok(());
         }
+        if piece.is_zero {
+            buffer.clear();
+        }
+        // OK to narrow: a piece is a few MiB.
+        buffer.resize(usize::try_from(piece.len).unwrap_or(0), 0);
+        if piece.is_zero { Ok(()) } else { self.read_piece(piece, buffer).await }
+    }
+
+    async fn write_piece(&self, piece: &Piece, buffer: &[u8]) -> Result<(), Failure> {
         let start = self.parts[piece.part].start + piece.offset;
-        match (is_data, compressed_cluster) {
-            (false, _) => self.target.write_zeros(start, piece.len).await?,
-            (true, None) => self.write_runs(piece, buffer, start).await?,
-            (true, Some(cluster_size)) => self.write_clusters(cluster_size, buffer, start).await?,
+        match (self.is_data(piece), self.target.compressed_cluster()) {
+            (false, _) => self.target.write_zeros(start, piece.len).await,
+            (true, None) => self.write_runs(piece, buffer, start).await,
+            (true, Some(cluster_size)) => self.write_clusters(cluster_size, buffer, start).await,
         }
-        if let Some(order) = &shared.order {
-            order.done(piece.number);
-        }
-        match is_data {
-            true => shared.wrote(piece.len, self.rate).await,
-            false => Ok(()),
-        }
+    }
+
+    /// Tells of what was copied.
+    async fn copied(&self, piece: &Piece, shared: &Shared<'_, '_>) -> Result<(), Failure> {
+        if self.is_data(piece) { shared.wrote(piece.len, self.rate).await } else { Ok(()) }
     }
 
     /// Reads and writes a part of the piece after the other, so that a part is still in the processor's cache when it is
@@ -300,6 +313,12 @@ struct Shared<'c, 'p> {
 }
 
 impl Shared<'_, '_> {
+    /// The next piece to read.
+    async fn next_piece(&self) -> Result<Option<Piece>, Failure> {
+        // The plan is unlocked before a failure stops it.
+        self.plan.lock().await.next().await
+    }
+
     /// Keeps the first failure, and lets no more pieces out.
     async fn fail(&self, failure: Failure) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);

@@ -1,66 +1,117 @@
 //! The order of writes: several pieces are read at once, and written one after the other, so that clusters are taken in the
 //! order of the disk.
+//!
+//! Whoever has read the piece whose turn it is writes it, and goes on with those behind it that others have read meanwhile:
+//! so writing passes from thread to thread only where reading is what takes time.
 
-use std::future::poll_fn;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
 
-/// Whose turn it is.
-#[derive(Debug, Default)]
+use event_listener::Event;
+
+use super::plan::Piece;
+
+/// Whose turn it is, and what was read before its turn.
+#[derive(Debug)]
 pub(super) struct Order {
     state: Mutex<State>,
+    /// Buffers are free, or there is nothing more to read.
+    freed: Event,
+    buffers_max: usize,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// The number of the next piece to write.
     next: u64,
+    is_writing: bool,
+    /// All pieces are being read, or were.
+    ended: bool,
     stopped: bool,
-    /// Who waits for which turn.
-    waiting: Vec<(u64, Waker)>,
+    /// What was read and not written yet, by number.
+    read: BTreeMap<u64, ReadPiece>,
+    /// The last one is the one that was used last.
+    free: Vec<Vec<u8>>,
+}
+
+/// A piece with what was read of it: nothing, if no bytes of it are written.
+#[derive(Debug)]
+pub(super) struct ReadPiece {
+    pub(super) piece: Piece,
+    pub(super) buffer: Vec<u8>,
 }
 
 impl Order {
-    /// Waits until all pieces before the one with this number are done. Returns whether it is to be written: it is not when
-    /// one before has failed. Nobody else may wait for the same number.
-    pub(super) async fn wait_for(&self, number: u64) -> bool {
-        poll_fn(|context| {
-            let mut state = self.state();
-            if state.stopped {
-                return Poll::Ready(false);
-            }
-            if state.next == number {
-                return Poll::Ready(true);
-            }
-            state.waiting.retain(|(other, _)| *other != number);
-            state.waiting.push((number, context.waker().clone()));
-            Poll::Pending
-        })
-        .await
+    /// From piece 0 on, with so many pieces at most that are read and not written yet.
+    pub(super) fn new(buffers_max: usize) -> Self {
+        let free = vec![Vec::new(); buffers_max];
+        let state = Mutex::new(State { free, ..State::default() });
+        Self { state, freed: Event::new(), buffers_max }
     }
 
-    /// The piece with this number is done: wakes whoever has the next one, and nobody else.
-    pub(super) fn done(&self, number: u64) {
-        let mut state = self.state();
-        state.next = number + 1;
-        let turn = state.waiting.iter().position(|(other, _)| *other == number + 1);
-        let woken = turn.map(|index| state.waiting.swap_remove(index));
-        drop(state);
-        if let Some((_, waker)) = woken {
-            waker.wake();
+    /// Takes a buffer, when one is free. To be had before a piece to read into it: then no piece waits for a buffer that is
+    /// full of what comes behind it. `None` if there is nothing more to read.
+    pub(super) async fn buffer(&self) -> Option<Vec<u8>> {
+        loop {
+            let listener = {
+                let mut state = self.state();
+                if state.ended || state.stopped {
+                    return None;
+                }
+                match state.free.pop() {
+                    Some(buffer) => return Some(buffer),
+                    None => self.freed.listen(),
+                }
+            };
+            listener.await;
         }
+    }
+
+    /// Hands in what was read. If it is its turn and nobody writes, it comes back: who gets it writes it, and what
+    /// [`Self::written`] returns after it.
+    pub(super) fn hand_in(&self, read: ReadPiece) -> Option<ReadPiece> {
+        let mut state = self.state();
+        state.read.insert(read.piece.number, read);
+        if state.is_writing { None } else { state.next_read() }
+    }
+
+    /// A piece was written, whose buffer is free now: returns the next one, if it was read.
+    pub(super) fn written(&self, buffer: Vec<u8>) -> Option<ReadPiece> {
+        let mut state = self.state();
+        state.next += 1;
+        state.free.push(buffer);
+        let free = state.free.len();
+        let next = state.next_read();
+        drop(state);
+        // Not for each of them: who waits is woken up to read several.
+        if free * 4 >= self.buffers_max {
+            self.freed.notify(free);
+        }
+        next
+    }
+
+    /// There is nothing more to read.
+    pub(super) fn end(&self) {
+        self.state().ended = true;
+        self.freed.notify(usize::MAX);
     }
 
     /// Nothing more is to be written.
     pub(super) fn stop(&self) {
-        let woken = {
-            let mut state = self.state();
-            state.stopped = true;
-            std::mem::take(&mut state.waiting)
-        };
-        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        self.state().stopped = true;
+        self.freed.notify(usize::MAX);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Takes the piece whose turn it is, and notes whether somebody writes.
+    fn next_read(&mut self) -> Option<ReadPiece> {
+        let next = if self.stopped { None } else { self.read.remove(&self.next) };
+        self.is_writing = next.is_some();
+        next
     }
 }

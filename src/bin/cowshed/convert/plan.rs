@@ -16,6 +16,7 @@ const PIECE_LEN_BYTES: u64 = 2 << 20;
 const COMPRESSED_CLUSTERS_MIN: u64 = 4;
 
 /// A piece to copy.
+#[derive(Debug)]
 pub(super) struct Piece {
     /// How many came before it.
     pub(super) number: u64,

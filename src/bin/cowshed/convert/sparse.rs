@@ -80,9 +80,12 @@ impl Sparse {
     }
 }
 
-/// Whether all bytes are zero.
+/// Whether all bytes are zero. Of what is not, most begins with something else than zeros: no more is looked at then.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<8>();
+    if words.first().is_some_and(|word| *word != [0; 8]) {
+        return false;
+    }
     words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0
         && rest.iter().all(|byte| *byte == 0)
 }
