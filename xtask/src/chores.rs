@@ -111,9 +111,16 @@ pub(crate) fn sim_mutants() -> Result<()> {
 /// The simulator's tests of writing: fast, and with every check.
 fn simulator() -> Command {
     let mut simulator = cargo();
+    // No profile of its own: what it depends on is compiled as for all other tests, and found there.
     simulator
-        .args(["test", "--profile", "sim", "--no-default-features", "--features", "sim,encryption"])
-        .args(["--test", "sim_write"]);
+        .args([
+            "test",
+            "--config",
+            "profile.dev.opt-level=3",
+            "--config",
+            "profile.dev.debug=false",
+        ])
+        .args(["--no-default-features", "--features", "sim,encryption", "--test", "sim_write"]);
     simulator
 }
 

@@ -115,3 +115,64 @@ impl State {
         next
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    fn read(number: u64, buffer: Vec<u8>) -> ReadPiece {
+        let piece = Piece { number, part: 0, offset: 0, len: 0, is_zero: true, runs: Vec::new() };
+        ReadPiece { piece, buffer }
+    }
+
+    fn buffer(order: &Order) -> Option<Option<Vec<u8>>> {
+        order.buffer().now_or_never()
+    }
+
+    fn number(next: Option<&ReadPiece>) -> Option<u64> {
+        next.map(|read| read.piece.number)
+    }
+
+    #[test]
+    fn whoever_writes_goes_on_with_what_was_read_meanwhile() {
+        let order = Order::new(3);
+        let mut buffers: Vec<_> = (0..3).map(|_| buffer(&order).flatten().unwrap()).collect();
+        assert!(buffer(&order).is_none(), "a fourth one waits");
+        let mut hand_in = |number| order.hand_in(read(number, buffers.pop().unwrap()));
+        assert_eq!(number(hand_in(1).as_ref()), None, "it is not its turn");
+        let first = hand_in(0).unwrap();
+        assert_eq!(first.piece.number, 0);
+        assert_eq!(number(hand_in(2).as_ref()), None, "somebody writes");
+        let second = order.written(first.buffer).unwrap();
+        assert_eq!(second.piece.number, 1);
+        let third = order.written(second.buffer).unwrap();
+        assert_eq!(third.piece.number, 2);
+        assert_eq!(number(order.written(third.buffer).as_ref()), None);
+        let fourth = order.hand_in(read(3, buffer(&order).flatten().unwrap()));
+        assert_eq!(number(fourth.as_ref()), Some(3), "nobody writes any more");
+    }
+
+    #[test]
+    fn who_waits_for_a_buffer_is_told_of_the_end() {
+        for end in [Order::end, Order::stop] {
+            let order = Order::new(1);
+            let taken = buffer(&order).flatten().unwrap();
+            let waiting = order.buffer();
+            futures::pin_mut!(waiting);
+            assert!(waiting.as_mut().now_or_never().is_none());
+            end(&order);
+            assert_eq!(waiting.now_or_never(), Some(None));
+            assert_eq!(buffer(&order), Some(None));
+            drop(taken);
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_after_a_stop() {
+        let order = Order::new(2);
+        order.stop();
+        assert_eq!(number(order.hand_in(read(0, Vec::new())).as_ref()), None);
+    }
+}
