@@ -623,6 +623,78 @@ fn broken_bitmap_directory_keeps_everything_as_it_is() {
 }
 
 #[test]
+fn snapshot_that_ends_behind_the_file_keeps_everything_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    qemu::img(dir, ["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "image.qcow2", "64k"]);
+    qemu::io(dir, "qcow2", "image.qcow2", &["write -P 1 0 8k"]);
+    qemu::img(dir, ["snapshot", "-c", "s", "image.qcow2"]);
+    let mut bytes = std::fs::read(dir.join("image.qcow2")).unwrap();
+    let entry = be(&bytes, 64, 8) as usize;
+    // Without a name nothing is read behind the extra data, so the end of the file is not met.
+    bytes[entry + 12..entry + 16].fill(0);
+    for extra_len in [1_u32 << 12, 0x0101_0101] {
+        bytes[entry + 36..entry + 40].copy_from_slice(&extra_len.to_be_bytes());
+        let (after, report, _) = repair(bytes.clone(), Repair::All).unwrap();
+        assert!(report.gave_up && after == bytes, "{extra_len}: {report:?}");
+    }
+}
+
+#[test]
+fn what_is_read_of_data_that_ends_behind_the_file_is_not_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    qemu::img(dir, ["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "image.qcow2", "64k"]);
+    qemu::io(dir, "qcow2", "image.qcow2", &["write -c -P 1 0 4k"]);
+    let path = dir.join("image.qcow2");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let l2 = be(&bytes, be(&bytes, 40, 8) as usize, 8) & 0x00ff_ffff_ffff_fe00;
+    let entry = be(&bytes, l2 as usize, 8);
+    let data = entry & ((1 << 58) - 1);
+    // As many sectors as an entry can say: the last one is a cluster behind the end of the file.
+    bytes.truncate((data & !4095) as usize + 4096);
+    bytes[l2 as usize..][..8].copy_from_slice(&(entry | 0xf << 58).to_be_bytes());
+    let table = be(&bytes, 48, 8) as usize;
+    bytes[table..table + 8].fill(0);
+    let before = disks(&bytes, dir);
+    let (after, report, _) = repair(bytes, Repair::All).unwrap();
+    assert!(report.rebuilt, "{report:?}");
+    assert_kept(&before, &disks(&after, dir), "a compressed cluster at the end of the file");
+    let read = block_on(async {
+        let source = Source::qcow2(MemoryStorage::new(after), "image");
+        let opened = Image::open(source, &RefuseAll::new(), OpenOptions::default()).await;
+        let mut read = vec![0; 4096];
+        opened.unwrap().image.read_at(&mut read, 0).await.map(|()| read)
+    });
+    assert_eq!(read.unwrap(), [1; 4096]);
+}
+
+#[test]
+fn flags_follow_the_refcounts_of_a_snapshot_table_that_has_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    qemu::img(dir, ["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "image.qcow2", "64k"]);
+    qemu::io(dir, "qcow2", "image.qcow2", &["write -P 1 0 4k"]);
+    qemu::img(dir, ["snapshot", "-c", "s", "image.qcow2"]);
+    let mut bytes = std::fs::read(dir.join("image.qcow2")).unwrap();
+    let snapshots = be(&bytes, 64, 8);
+    // Short of what a third version has, so the table is written anew; and behind it nothing but an entry that is neither
+    // aligned nor within the file.
+    let entry = snapshots as usize;
+    let (names, extra) = (be(&bytes, entry + 12, 4), be(&bytes, entry + 36, 4) as usize);
+    let names = (names >> 16) as usize + (names & 0xffff) as usize;
+    bytes.copy_within(entry + 40 + extra..entry + 40 + extra + names, entry + 40);
+    bytes[entry + 36..entry + 40].fill(0);
+    bytes.truncate(entry + 40 + names);
+    let l2 = be(&bytes, be(&bytes, 40, 8) as usize, 8) & 0x00ff_ffff_ffff_fe00;
+    bytes[l2 as usize + 8..][..8].copy_from_slice(&(snapshots + 0xc00).to_be_bytes());
+    let (after, report, _) = repair(bytes, Repair::All).unwrap();
+    let (left, log) = check(&after).unwrap();
+    assert!(!report.gave_up && report.corruptions_fixed > 0, "{report:?}");
+    assert_eq!(report.check.corruptions, left.corruptions, "{:?}", log.lines);
+}
+
+#[test]
 fn unknown_autoclear_features_are_cleared_by_a_repair() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image.qcow2");
@@ -634,7 +706,6 @@ fn unknown_autoclear_features_are_cleared_by_a_repair() {
     assert!(after == bytes);
 }
 
-/// Opens the image for writing, and gives the bytes that it has then.
 #[test]
 fn entry_that_cannot_be_zeroed_is_reported_with_all_that_is_wrong_with_it() {
     let mut options = CreateOptions::new(1 << 20);
@@ -695,6 +766,7 @@ fn clusters_past_the_end_of_the_file_lose_their_refcounts() {
     }
 }
 
+/// Opens the image for writing, and gives the bytes that it has then.
 fn opened_for_writing(bytes: Vec<u8>) -> (Vec<u8>, Option<cowshed::Error>) {
     let storage = Arc::new(MemoryStorage::new(bytes));
     let mut options = OpenOptions::default();

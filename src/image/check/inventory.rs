@@ -217,10 +217,7 @@ impl<C: Cell, O: CheckObserver> Pass<'_, '_, C, O> {
             return;
         }
         let len = self.layout.cluster_size;
-        if self.layout.is_past_end(offset, len) {
-            if self.first {
-                self.tally.found(FindingKind::PastEnd { offset, len }, table, place, times);
-            }
+        if self.is_past_end(offset, len, table, place, times) {
             return;
         }
         for cluster in self.layout.clusters_of(offset, len) {
@@ -287,7 +284,8 @@ async fn load_snapshots<S: Storage, O: CheckObserver>(
         end = at + len;
         stream.skip(names);
         let entry = stream.peek(len - names).await?;
-        if (entry.len() as u64) < len - names {
+        // Without a name nothing is read behind the extra data.
+        if (entry.len() as u64) < len - names || end > layout.file_len {
             let reason = format!(
                 "entry {index} at {at:#x} ends at {end:#x}, behind the end of the file at {:#x}",
                 layout.file_len

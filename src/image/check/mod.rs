@@ -295,6 +295,7 @@ impl<S: Storage> Check<'_, '_, S> {
             let shows = matches!(self.job, Job::Check);
             let mut pass = Pass::new(layout, counts, tally, first);
             first = false;
+            pass.keeps_cut = matches!(self.job, Job::Plan(_));
             pass.count_inventory(self.source, self.inventory).await?;
             pass.mark_refcount_blocks(self.source).await?;
             let mut shown = 0;

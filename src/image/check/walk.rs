@@ -85,6 +85,8 @@ pub(super) struct Pass<'p, 't, C, O> {
     pub(super) first: bool,
     /// Whether the active state refers to clusters past the end of the file.
     pub(super) outside: bool,
+    /// What ends behind the file counts for the clusters that the file has of it: these may be read, so they are not free.
+    pub(super) keeps_cut: bool,
     /// Where the next cluster of this L2 table should lie to be contiguous.
     contiguous: u64,
 }
@@ -96,7 +98,7 @@ impl<'p, 't, C: Cell, O: CheckObserver> Pass<'p, 't, C, O> {
         tally: &'p mut Tally<'t, O>,
         first: bool,
     ) -> Self {
-        Self { layout, counts, tally, first, outside: false, contiguous: 0 }
+        Self { layout, counts, tally, first, outside: false, keeps_cut: false, contiguous: 0 }
     }
 
     /// Reports what is wrong with a table, in the first pass.
@@ -201,13 +203,34 @@ impl<'p, 't, C: Cell, O: CheckObserver> Pass<'p, 't, C, O> {
 
     /// Counts references to a range of the file.
     fn reference(&mut self, offset: u64, len: u64, by: Structure, place: u64, times: u64) {
-        if self.layout.is_past_end(offset, len) {
-            self.found(FindingKind::PastEnd { offset, len }, by, place, times);
+        if self.is_past_end(offset, len, by, place, times) {
             return;
         }
         for cluster in self.layout.clusters_of(offset, len) {
             self.counts.add(cluster, times);
         }
+    }
+
+    /// Whether a reference does not count because it reaches a cluster or more behind the file; that is reported.
+    pub(super) fn is_past_end(
+        &mut self,
+        offset: u64,
+        len: u64,
+        by: Structure,
+        place: u64,
+        times: u64,
+    ) -> bool {
+        if !self.layout.is_past_end(offset, len) {
+            return false;
+        }
+        self.found(FindingKind::PastEnd { offset, len }, by, place, times);
+        if self.keeps_cut {
+            let there = self.layout.clusters_of(offset, len);
+            for cluster in self.counts.within(&there) {
+                self.counts.add(cluster, 1);
+            }
+        }
+        true
     }
 
     /// Remembers how the active state refers to a cluster.
@@ -305,9 +328,7 @@ impl<'p, 't, C: Cell, O: CheckObserver> Pass<'p, 't, C, O> {
     }
 
     fn data_reference(&mut self, offset: u64, len: u64, place: u64, times: u64) {
-        if self.layout.is_past_end(offset, len) {
-            let kind = FindingKind::PastEnd { offset, len };
-            self.found(kind, Structure::L2Table, place, times);
+        if self.is_past_end(offset, len, Structure::L2Table, place, times) {
             return;
         }
         for cluster in self.layout.clusters_of(offset, len) {

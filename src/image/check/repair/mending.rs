@@ -30,6 +30,8 @@ pub(in crate::image::check) struct Mending {
     pub(super) cut_short: u64,
     /// Something is broken in a way that hides what is in use: nothing may be changed.
     pub(super) hides_references: bool,
+    /// Something reaches behind the end of the file: clusters with a refcount of zero may be read all the same.
+    pub(super) past_end: bool,
     /// What the comparison of refcounts added to the totals.
     pub(super) compared: Compared,
     /// Totals of what is mended.
@@ -87,7 +89,10 @@ impl Mending {
             FindingKind::CutShort { .. } | FindingKind::Overlap { .. } => {
                 self.rebuild |= of_refcounts && self.all;
             }
-            FindingKind::PastEnd { .. } => self.rebuild |= of_refcounts,
+            FindingKind::PastEnd { .. } => {
+                self.rebuild |= of_refcounts;
+                self.past_end = true;
+            }
             FindingKind::SnapshotTableBroken { .. } | FindingKind::BitmapDirectoryBroken { .. } => {
                 self.hides_references = true;
             }

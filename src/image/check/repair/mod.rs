@@ -281,7 +281,7 @@ async fn run<S: Storage, O: CheckObserver>(
     if snapshots.corruptions > 0 && !fixed(tally).rebuild {
         let refcounts = Refcounts { layout: &loaded.layout, source: &loaded.source };
         let room = snapshots::find_room(&snapshots, &inventory, &refcounts).await?;
-        fixed(tally).rebuild = room.is_none();
+        fixed(tally).rebuild = room.is_none() || fixed(tally).past_end;
     }
     let mut reserved = None;
     if fixed(tally).rebuild && what == Repair::Leaks {

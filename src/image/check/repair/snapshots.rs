@@ -121,7 +121,7 @@ pub(super) async fn scan<S: Storage, O: CheckObserver>(
     Ok(Some(plan))
 }
 
-/// Writes the mended table to the clusters `reserved` or to free ones, and switches to it. Says whether something else uses
+/// Writes the mended table to the clusters `reserved` or to free ones, and switches to it. Says whether something else may use
 /// the old one's clusters: then its copied flags must be looked at again.
 ///
 /// # Errors
@@ -193,7 +193,9 @@ pub(super) async fn store<S: Storage, O: CheckObserver>(
     }
     store_refcounts(refcounts, target, &edits).await?;
     fixed(tally).corruptions_fixed += plan.corruptions;
-    Ok(edits.iter().any(|(_, refcount)| *refcount > 0))
+    // A reference that is an error may have no refcount of its own.
+    let unsound = tally.report.corruptions > 0 || tally.report.check_errors > 0;
+    Ok(unsound || edits.iter().any(|(_, refcount)| *refcount > 0))
 }
 
 /// How many clusters the new table takes.
@@ -207,6 +209,7 @@ async fn read<S: Storage>(
     layout: &Layout,
     index: u32,
 ) -> Result<Option<Raw>> {
+    let at = stream.offset();
     let Some(mut fixed) = stream.peek(SNAPSHOT_LEN as u64).await?.first_chunk().copied() else {
         return Ok(None);
     };
@@ -214,6 +217,10 @@ async fn read<S: Storage>(
     let extra_len = u32::from_be_bytes([fixed[36], fixed[37], fixed[38], fixed[39]]);
     let names_len = u64::from(u16::from_be_bytes([fixed[12], fixed[13]]))
         + u64::from(u16::from_be_bytes([fixed[14], fixed[15]]));
+    let len = SNAPSHOT_LEN as u64 + u64::from(extra_len) + names_len;
+    if at + len > layout.file_len {
+        return Ok(None);
+    }
     let kept = extra_len.min(SNAPSHOT_EXTRA_LEN_BYTES_MAX);
     fixed[36..].copy_from_slice(&kept.to_be_bytes());
     let mut bytes = fixed.to_vec();
@@ -230,7 +237,6 @@ async fn read<S: Storage>(
     // As QEMU writes it: with all the fields that it knows.
     snapshot.extra.resize(snapshot.extra.len().max(Snapshot::EXTRA_LEN), 0);
     snapshot.disk_size.get_or_insert(layout.virtual_size & !511);
-    let len = SNAPSHOT_LEN as u64 + u64::from(extra_len) + names_len;
     Ok(Some(Raw { extra_len, snapshot, len }))
 }
 
