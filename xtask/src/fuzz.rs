@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::SystemTime;
 
 use crate::process::{command, output, path_with, run, step};
 use crate::{Result, paths, setup};
@@ -14,7 +15,7 @@ pub(crate) fn run_for(seconds: u32, only: Option<&str>) -> Result<()> {
         return Err(format!("no such target; there are {}", targets.join(", ")).into());
     }
     for target in targets.iter().filter(|target| only.is_none_or(|only| only == *target)) {
-        step(&format!("fuzz {target} for {seconds} s"), || run_target(target, seconds))?;
+        step(&format!("fuzz {target} for {seconds} s"), || run_target(target, seconds, None))?;
     }
     Ok(())
 }
@@ -25,8 +26,11 @@ pub(crate) fn build() -> Result<Vec<String>> {
     targets()
 }
 
-/// Runs a target for `seconds`.
-pub(crate) fn run_target(target: &str, seconds: u32) -> Result<()> {
+/// Runs a target for `seconds`; with a `seed` the same inputs come in the same order each time.
+///
+/// The error of a target that found something holds the input, for where nothing but what was printed can be had.
+pub(crate) fn run_target(target: &str, seconds: u32, seed: Option<u32>) -> Result<()> {
+    let started = SystemTime::now();
     let corpus = paths::root().join("fuzz/corpus").join(target);
     fs::create_dir_all(&corpus)?;
     let mut fuzz = cargo_fuzz(&["run", "--release", target])?;
@@ -48,7 +52,27 @@ pub(crate) fn run_target(target: &str, seconds: u32) -> Result<()> {
         },
         &format!("-max_total_time={seconds}"),
     ]);
-    run(&mut fuzz)
+    if let Some(seed) = seed {
+        fuzz.arg(format!("-seed={seed}"));
+    }
+    run(&mut fuzz).map_err(|error| match found(target, started) {
+        Ok(Some(found)) => format!("{error}\n{found}").into(),
+        _ => error,
+    })
+}
+
+/// Says how to get the input that a target has found since `started`.
+fn found(target: &str, started: SystemTime) -> Result<Option<String>> {
+    for entry in fs::read_dir(paths::root().join("fuzz/artifacts").join(target))? {
+        let path = entry?.path();
+        if fs::metadata(&path)?.modified()? >= started {
+            let mut pack = command("sh");
+            let packed = output(pack.args(["-c", "gzip -9 < \"$0\" | base64 -w 0"]).arg(&path))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            return Ok(Some(format!("echo {packed} | base64 -d | gunzip > {name}")));
+        }
+    }
+    Ok(None)
 }
 
 /// `cargo fuzz` with nightly, whatever the caller's toolchain is.
