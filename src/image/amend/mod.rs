@@ -107,6 +107,10 @@ impl<S: Storage> Image<S> {
         top.may_downgrade()?;
         top.must_be_sound()?;
         top.expand_zero_clusters(progress).await?;
+        // Version 2 has no bitmaps.
+        if top.layer.header.get().bitmaps().is_some() {
+            self.remove_bitmaps().await?;
+        }
         top.settle_all().await?;
         let mut header = (*top.layer.header.get()).clone();
         header.version = Version::V2;
@@ -114,7 +118,9 @@ impl<S: Storage> Image<S> {
         header.compatible = Compatible::default();
         header.autoclear = Autoclear::default();
         header.unknown_fields = Vec::new();
-        header.extensions.retain(|it| !matches!(it, Extension::FeatureNames(_)));
+        header
+            .extensions
+            .retain(|it| !matches!(it, Extension::FeatureNames(_) | Extension::Bitmaps(_)));
         self.replace(header).await
     }
 
@@ -242,9 +248,6 @@ impl<S: Storage> Top<'_, S> {
             return Err(Error::InvalidArgument(format!(
                 "Cannot downgrade an image with incompatible features {features:#x} set"
             )));
-        }
-        if header.bitmaps().is_some_and(|bitmaps| bitmaps.count > 0) {
-            return Err(invalid("Cannot downgrade an image with bitmaps"));
         }
         Ok(())
     }

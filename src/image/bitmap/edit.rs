@@ -76,6 +76,24 @@ impl<S: Storage> Image<S> {
         top.put_bitmaps(bitmaps, list, free).await
     }
 
+    /// Removes all bitmaps, inconsistent ones too.
+    ///
+    /// # Errors
+    /// As [`Self::write_at`].
+    ///
+    /// # Cancel safety
+    /// Some are there and others are not.
+    pub(in crate::image) async fn remove_bitmaps(&self) -> Result<()> {
+        loop {
+            let mut edit = self.edit().await?;
+            let (_, bitmaps) = edit.parts();
+            let Some(last) = bitmaps.list.last() else { return Ok(()) };
+            let name = last.entry.name.clone();
+            drop(edit);
+            self.remove_bitmap(&name).await?;
+        }
+    }
+
     /// Makes a bitmap mark nothing. Everything that was written before is durable first.
     ///
     /// # Errors
