@@ -20,7 +20,11 @@ mod tables;
 
 use bases::{Base, Bytes, bases};
 use cowshed::image::check::{CheckOptions, Finding, check_storage};
-use cowshed::image::{Image, OpenOptions, References, RefuseAll, SnapshotSelector, Source};
+use cowshed::image::{
+    Image, OpenOptions, References, RefuseAll, SnapshotSelector, Source, WriteOptions,
+};
+use std::sync::Arc;
+
 use cowshed::storage::MemoryStorage;
 use cowshed::{Error, Result};
 use futures::executor::block_on;
@@ -41,6 +45,10 @@ enum Expected {
     Read(u64, Place),
     /// By opening this snapshot, and reading the disk's first sector.
     Snapshot(&'static str, Place),
+    /// By applying this snapshot to an image that is open for writing, which leaves every byte of it as it was.
+    Apply(&'static str, Place),
+    /// By deleting this snapshot, in the same way.
+    Delete(&'static str, Place),
     /// By the check: the text of one finding, its structure and its offset.
     Check(String, &'static str, u64),
 }
@@ -95,6 +103,26 @@ fn read(image: &Image<MemoryStorage>, offset: u64) -> Result<Vec<u8>> {
     block_on(image.read_at(&mut sector, offset)).map(|()| sector)
 }
 
+/// Applies or deletes a snapshot.
+fn change(bytes: &[u8], name: &str, apply: bool) -> Result<()> {
+    let mut options = OpenOptions::default();
+    options.references = References::Leave;
+    options.write = Some(WriteOptions::default());
+    let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
+    let source = Source::qcow2(Arc::clone(&storage), "image.qcow2");
+    let selector = SnapshotSelector::Name(name.into());
+    let changed = block_on(async {
+        let image = Image::open(source, &RefuseAll::new(), options).await?.image;
+        let changed = match apply {
+            true => image.apply_snapshot(&selector).await,
+            false => image.delete_snapshot(&selector).await,
+        };
+        image.close().await.and(changed)
+    });
+    assert!(changed.is_ok() || storage.to_vec() == bytes, "it was changed all the same");
+    changed
+}
+
 /// How the error differs from what it must be.
 fn differs<T>(result: Result<T>, expected: &Place) -> Option<String> {
     let error = match result {
@@ -130,6 +158,8 @@ fn run(case: &Case, bytes: &[u8]) -> Vec<String> {
                 let result = opened(bytes.to_vec(), Some(name)).and_then(|image| read(&image, 0));
                 differs(result, place)
             }
+            Expected::Apply(name, place) => differs(change(bytes, name, true), place),
+            Expected::Delete(name, place) => differs(change(bytes, name, false), place),
             Expected::Check(text, structure, offset) => {
                 let mut findings: Vec<Finding> = Vec::new();
                 let storage = MemoryStorage::new(bytes.to_vec());

@@ -1,7 +1,7 @@
 //! What lies behind the header: L1 and L2 tables, compressed clusters, refcounts, snapshots, bitmaps.
 
 use super::bases::{Base, Bytes};
-use super::{Case, Expected, case, place};
+use super::{Case, Expected, Place, case, place};
 
 const L1: u64 = 0x30000;
 const L2: u64 = 0x40000;
@@ -11,10 +11,20 @@ const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 
 pub(super) fn cases() -> Vec<Case> {
-    [l1(), l2(), compressed(), extended(), data_file(), refcounts(), snapshots(), bitmaps()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        l1(),
+        l2(),
+        compressed(),
+        extended(),
+        data_file(),
+        refcounts(),
+        snapshots(),
+        snapshot_tables(),
+        bitmaps(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn check(text: impl Into<String>, structure: &'static str, offset: u64) -> Expected {
@@ -545,6 +555,104 @@ fn refcounts() -> Vec<Case> {
         patch,
         check("ERROR the file ends 32768 bytes before the structure does", "L2 table", 0xa0000),
     ));
+    cases
+}
+
+/// The tables that a snapshot has for itself.
+fn snapshot_tables() -> Vec<Case> {
+    // The L1 table of "one", and its first L2 table: the active state has another one.
+    const TABLE: u64 = 0xb0000;
+    let base = Base::Snapshots;
+    let end = "end past the end of the file at 0x10008c";
+    let mut cases = Vec::new();
+    // Whoever changes an image has to know all of its clusters.
+    let change = |structure, offset, text: &str| {
+        let place = || Place { code: "write-unsafe", structure, offset, text: text.to_owned() };
+        [Expected::Apply("one", place()), Expected::Delete("one", place())]
+    };
+    let unsound = || change("header", None, "refcounts and tables contradict each other");
+    let mut add = |name: String, patch: Box<dyn Fn(&mut Bytes)>, expected: Vec<Expected>| {
+        cases.push(Case { name, base, patch, expected });
+    };
+    for offset in [0x40200, 0x48000] {
+        let text =
+            format!("L1 entry 0 at 0xb0000: L2 table offset {offset:#x} is not aligned to 0x10000");
+        let found =
+            format!("ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted");
+        let said = place("l1-entry-unaligned", "L1 table", TABLE, text);
+        let [apply, delete] = unsound();
+        add(
+            format!("snapshot's L1 entry {offset:#x}"),
+            Box::new(move |b| b.u64(TABLE, offset)),
+            vec![
+                Expected::Snapshot("one", said),
+                check(found, "snapshot L1 table", TABLE),
+                apply,
+                delete,
+            ],
+        );
+    }
+    for offset in [0x20_0000, 1 << 40, 0x00ff_ffff_ffff_0000] {
+        let said = place("past-end-of-file", "L2 table", offset, end);
+        let missing = past_end(offset, 0x10000);
+        let text = missing.trim_start_matches("ERROR: ");
+        let [apply, delete] = change("snapshot L1 table", Some(TABLE), text);
+        add(
+            format!("snapshot's L1 entry {offset:#x}"),
+            Box::new(move |b| b.u64(TABLE, offset)),
+            vec![
+                Expected::Snapshot("one", said),
+                check(past_end(offset, 0x10000), "snapshot L1 table", TABLE),
+                apply,
+                delete,
+            ],
+        );
+    }
+    for bits in [1, 0x100, 1 << 56, 1 << 62] {
+        let entry = COPIED | L2 | bits;
+        let text = format!("ERROR found L1 entry with reserved bits set: {entry:x}");
+        let found = check(text, "snapshot L1 table", TABLE);
+        add(
+            format!("snapshot's L1 entry {entry:#x}"),
+            Box::new(move |b| b.u64(TABLE, entry)),
+            vec![found],
+        );
+    }
+    for offset in [0x50200, 0x58000] {
+        let text =
+            format!("L2 entry 0 at 0x40000: host offset {offset:#x} is not aligned to 0x10000");
+        let found = format!(
+            "ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted."
+        );
+        let [apply, delete] = unsound();
+        add(
+            format!("snapshot's L2 entry {offset:#x}"),
+            Box::new(move |b| b.u64(L2, offset)),
+            vec![
+                Expected::Snapshot("one", place("l2-entry-unaligned", "L2 table", L2, text)),
+                check(found, "L2 table", L2),
+                apply,
+                delete,
+            ],
+        );
+    }
+    for offset in [0x20_0000, 1 << 40] {
+        let [apply, delete] = unsound();
+        add(
+            format!("snapshot's L2 entry {offset:#x}"),
+            Box::new(move |b| b.u64(L2, offset)),
+            vec![check(past_end(offset, 0x10000), "L2 table", L2), apply, delete],
+        );
+    }
+    // What nothing else has by its refcount.
+    for (name, entry, at) in [
+        ("snapshot's L2 table on the active L1 table", COPIED | L1, TABLE),
+        ("snapshot's data on the active L1 table", L1, L2),
+    ] {
+        let found = check("ERROR cluster 3 refcount=1 reference=2", "refcount block", L1);
+        let [apply, delete] = unsound();
+        add(name.to_owned(), Box::new(move |b| b.u64(at, entry)), vec![found, apply, delete]);
+    }
     cases
 }
 
