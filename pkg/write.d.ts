@@ -20,6 +20,7 @@ export interface CreateOptions extends Signalled {
 export function create(file: WritableFile, options: CreateOptions): Promise<void>;
 
 export interface RepairOptions extends Signalled {
+  /** How much of the tables was looked through, of how much. It begins again when the repair itself begins. */
   onProgress?: (done: number, total: number) => void;
   onFinding?: (finding: CheckFinding) => void;
 }

@@ -292,7 +292,8 @@ impl<S: Storage> Check<'_, '_, S> {
                 Job::Mend { may, .. } => may != May::LowerRebuilt,
                 Job::Plan(_) | Job::Rebuild { .. } => true,
             };
-            let shows = matches!(self.job, Job::Check);
+            // A repair looks through the tables first, and again when it mends.
+            let shows = matches!(self.job, Job::Check | Job::Survey(_) | Job::Mend { .. });
             let mut pass = Pass::new(layout, counts, tally, first);
             first = false;
             pass.keeps_cut = matches!(self.job, Job::Plan(_));

@@ -139,9 +139,13 @@ test("a_planned_repair_is_the_one_that_is_made_and_writes_nothing_before", async
   const disk = readFileSync(raw(path, files.at("planned.raw")));
   const bytes = readFileSync(path);
   const refuse = () => assert.fail("the file was written");
-  const plan = await planRepair({ ...access(path), write: refuse, truncate: refuse, flush: refuse });
+  const source = { ...access(path), write: refuse, truncate: refuse, flush: refuse };
+  const seen = [];
+  const plan = await planRepair(source, "all", { onProgress: (done, total) => seen.push([done, total]) });
   assert.ok(plan instanceof RepairPlan);
   assert.equal(plan.report["leaks-fixed"], 2);
+  assert.ok(seen.some(([done, total]) => total > 0 && done === total), JSON.stringify(seen));
+  assert.ok(seen.every(([done, total]) => done <= total));
   // The same as what writes at once makes of it.
   const twin = files.at("twin.qcow2");
   copyFileSync(path, twin);
