@@ -89,7 +89,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let failed = |error| Failure::open(&name, open::reason(&error));
         let mut done = match repair {
             Some(what) => {
-                let repaired = repair_storage(&source.storage, what, &options, &mut observer).await;
+                // As qemu-img: progress is that of the check, which comes after what the repair says.
+                let mut hidden = Observer { progress: Progress::new(false, 1.0)?, result: Ok(()) };
+                let repaired = repair_storage(&source.storage, what, &options, &mut hidden).await;
                 let repaired = repaired.map_err(failed)?;
                 if repaired.gave_up {
                     return Err(Failure::message("Check failed: Input/output error"));
