@@ -1,4 +1,6 @@
 //! The page runs the engine in a worker, which has no window: timers, the executor and blobs must do without.
+//!
+//! A program of its own: a program of tests runs on a page or in a worker.
 
 #![cfg(target_family = "wasm")]
 

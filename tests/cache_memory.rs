@@ -1,7 +1,7 @@
 //! Memory: that the budget bounds it, that a pass gives it back to the system, and that a hit takes none.
 //!
 //! Marking a slot as empty is not giving its memory back: QEMU releases pages, and so must we, measured where the user
-//! sees it: in the resident size of the process. One test in a process of its own, as others would disturb the figures.
+//! sees it: in the resident size of the process. One test in a program of its own, as others would disturb the figures.
 
 #![cfg(not(target_family = "wasm"))]
 #![cfg(target_os = "linux")]

@@ -1,4 +1,6 @@
 //! The example that embedders start from: it must do what it says, end when it is told to, and leave a sound image.
+//!
+//! A program of its own: an interrupt is raised here, and whoever has asked for it once ends no longer by Ctrl-C.
 
 #![cfg(not(target_family = "wasm"))]
 #![cfg(unix)]

@@ -2,6 +2,9 @@
 //!
 //! QEMU's tools are the other program. What they say, they say; that our locks are the same ones shows when each side
 //! is refused by the other in the cases in which QEMU refuses itself, and in no others.
+//!
+//! A program of its own: a child that another test starts has every open file until it executes, and so keeps locks that
+//! have been given up.
 
 #![cfg(not(target_family = "wasm"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]

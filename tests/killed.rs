@@ -5,6 +5,8 @@
 //! has left. After each, QEMU looks: `qemu-img check` finds nothing worse than leaked clusters, and every sector of the
 //! disk holds what was flushed last or something that was written to it since. Power loss, where less survives than what
 //! the kernel was told, is the simulator's.
+//!
+//! A program of its own, which is its child, too.
 
 #![cfg(not(target_family = "wasm"))]
 #![cfg(all(target_os = "linux", feature = "file"))]

@@ -1,7 +1,7 @@
 //! A storage for tests of the cache: endless, its bytes a function of their offset, its reads held at a gate until the
 //! test lets them through.
 
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, reason = "each program uses a part")]
 
 use std::collections::HashMap;
 use std::future::Future;

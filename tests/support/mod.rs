@@ -1,6 +1,6 @@
 //! What the integration tests share: QEMU's tools, images made with them, and the bytes that those images must read as.
 //!
-//! Used as `mod support;` by each test. It knows nothing of the engine: expected values come from QEMU alone. A tool
+//! Used as `mod support;` by each program. It knows nothing of the engine: expected values come from QEMU alone. A tool
 //! that is missing is a failure that says how to install it, never a skipped test.
 
 #![allow(
@@ -9,7 +9,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::cast_possible_truncation,
-    reason = "each test uses a part of it, and a panic is how a test fails"
+    reason = "each program uses a part of it, and a panic is how a test fails"
 )]
 
 pub mod data;
@@ -25,7 +25,7 @@ pub mod sectors;
 pub mod seeds;
 pub mod tables;
 
-#[allow(unused_imports, reason = "each test uses a part of it")]
+#[allow(unused_imports, reason = "each program uses a part of it")]
 pub use {
     images::TestImage,
     matrix::{Case, cases, for_each_image, images, matrix, small_matrix},

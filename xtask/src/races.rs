@@ -25,16 +25,16 @@ pub(crate) fn model(schedules: Option<u64>) -> Result<()> {
     })
 }
 
-/// Tests of threads that ThreadSanitizer watches.
+/// Tests of threads that ThreadSanitizer watches, files of the program `engine`.
 const THREAD_TESTS: &[&str] = &[
-    "cleaner_race",
-    "cache_stress",
-    "cache_cleaner",
-    "write_threads",
-    "reconfigure",
-    "runtimes",
-    "requests",
-    "workers",
+    "cleaner_race::",
+    "cache_stress::",
+    "cache_cleaner::",
+    "write_threads::",
+    "reconfigure::",
+    "runtimes::",
+    "requests::",
+    "workers::",
 ];
 
 /// Races on purpose: what does not report it watches nothing.
@@ -72,38 +72,39 @@ pub(crate) fn tsan(seconds: u64) -> Result<()> {
         test.env("RUSTFLAGS", "-Zsanitizer=thread")
             .env("TSAN_OPTIONS", "halt_on_error=1")
             .env("COWSHED_RACE_SECONDS", seconds.to_string())
-            .args(["test", "-Zbuild-std", "--target", &host, "--features", "sim,smol,tokio,file"]);
-        for name in THREAD_TESTS {
-            test.args(["--test", name]);
-        }
+            .args(["test", "-Zbuild-std", "--target", &host, "--features", "sim,smol,tokio,file"])
+            .args(["--test", "engine", "--"])
+            .args(THREAD_TESTS);
         // The mutant without a lock takes locks all the same, for a shorter time: nothing that is reported here.
-        run(test.args(["--", "--skip", "cleaner_without_a_lock_is_caught"]))
+        run(test.args(["--skip", "cleaner_without_a_lock_is_caught"]))
     })
 }
 
-/// Tests of the cache and the format that Miri interprets, and which of their tests: those that take seconds there, and neither
+/// Tests of the cache and the format that Miri interprets, of the program `engine`: those that take seconds there, and neither
 /// files nor other programs.
-const MIRI_TESTS: &[(&str, &[&str])] = &[
-    ("cache_loads", &["dropped_loader", "failed_load", "error_of_the_synchronous_door"]),
-    ("cache_passes", &["first_pass", "get_of", "pass_leaves", "failed_load"]),
-    ("cache_cleaner", &["at_most_one"]),
-    ("format_entries", &[]),
+const MIRI_TESTS: &[&str] = &[
+    "cache_loads::dropped_loader",
+    "cache_loads::failed_load",
+    "cache_loads::error_of_the_synchronous_door",
+    "cache_passes::first_pass",
+    "cache_passes::get_of",
+    "cache_passes::pass_leaves",
+    "cache_passes::failed_load",
+    "cache_cleaner::at_most_one",
+    "format_entries::",
 ];
 
 /// Interprets tests of the cache and the format with Miri.
 pub(crate) fn miri() -> Result<()> {
     setup::nightly(&["miri", "rust-src"])?;
-    for (name, filters) in MIRI_TESTS {
-        step(&format!("interpret {name}"), || {
-            let mut test = nightly_cargo(&paths::target().join("miri"));
-            test.env("MIRIFLAGS", "-Zmiri-disable-isolation")
-                .args(["miri", "test", "--no-default-features", "--features", "sim"])
-                .args(["--test", name, "--"])
-                .args(*filters);
-            run(&mut test)
-        })?;
-    }
-    Ok(())
+    step("interpret tests of the cache and the format", || {
+        let mut test = nightly_cargo(&paths::target().join("miri"));
+        test.env("MIRIFLAGS", "-Zmiri-disable-isolation")
+            .args(["miri", "test", "--no-default-features", "--features", "sim"])
+            .args(["--test", "engine", "--"])
+            .args(MIRI_TESTS);
+        run(&mut test)
+    })
 }
 
 /// `cargo` of the nightly toolchain, which builds in a folder of its own.
