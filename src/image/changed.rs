@@ -147,3 +147,134 @@ fn masks(numbers: &Range<u64>) -> impl Iterator<Item = (usize, u64)> + use<> {
         (usize::try_from(word).unwrap_or(usize::MAX), mask)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 64 KiB: the length of a granule of a disk that is not vast.
+    const GRANULE: u64 = 1 << GRANULE_BITS_MIN;
+
+    /// The changes of a disk of so many granules, none of which has changed.
+    fn unchanged(granules: u64) -> Changed {
+        let changed = Changed::default();
+        changed.begin(granules * GRANULE);
+        drop(changed.take());
+        changed
+    }
+
+    /// The granules of all runs, and that each run ends where the length of what is left says.
+    fn numbers(granules: &Granules) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(run) = granules.next(at) {
+            assert!(run.start >= at && run.end > run.start, "{run:?} from {at:#x}");
+            let taken = run.end - run.start;
+            assert_eq!(granules.len_bytes(run.start), taken + granules.len_bytes(run.end));
+            found.extend(run.start / GRANULE..run.end / GRANULE);
+            at = run.end;
+        }
+        assert_eq!(granules.len_bytes(0), found.len() as u64 * GRANULE);
+        found
+    }
+
+    #[test]
+    fn nothing_is_noted_before_the_beginning_and_after_the_end() {
+        let changed = Changed::default();
+        changed.mark(&(0..GRANULE));
+        assert!(!changed.is_on() && !changed.touches(&(0..GRANULE)));
+        changed.begin(GRANULE);
+        assert!(changed.is_on());
+        changed.end();
+        changed.mark(&(0..GRANULE));
+        assert!(!changed.is_on() && changed.len_bytes() == 0);
+    }
+
+    #[test]
+    fn whole_disk_counts_as_changed_at_first() {
+        for size in [0, 1, GRANULE, GRANULE + 1, 64 * GRANULE, 64 * GRANULE + 1, 10_000 * GRANULE] {
+            let changed = Changed::default();
+            changed.begin(size);
+            let granules = size.div_ceil(GRANULE);
+            assert_eq!(numbers(&changed.take()), (0..granules).collect::<Vec<_>>(), "{size}");
+            assert_eq!(changed.len_bytes(), 0, "it was taken");
+        }
+    }
+
+    #[test]
+    fn vast_disk_has_longer_granules() {
+        let changed = Changed::default();
+        changed.begin((GRANULES_MAX << GRANULE_BITS_MIN) + 1);
+        drop(changed.take());
+        changed.mark(&(0..1));
+        assert_eq!(changed.len_bytes(), 2 * GRANULE);
+        assert!(changed.touches(&(GRANULE..2 * GRANULE)));
+        // The largest that there is: no more granules than the limit, and the last of them is found.
+        changed.begin(u64::MAX);
+        let granules = changed.take();
+        assert!(granules.words.len() as u64 <= GRANULES_MAX / 64);
+        assert!(granules.touches(&(u64::MAX - 1..u64::MAX)));
+    }
+
+    #[test]
+    fn every_granule_that_a_range_touches_is_noted_and_no_other() {
+        // Around the edges of words and granules.
+        let edges = [0, 1, 62, 63, 64, 65, 127, 128, 129, 200];
+        for start in edges {
+            for end in edges.into_iter().filter(|end| *end >= start) {
+                for (before, behind) in [(0, 0), (1, 0), (0, 1), (GRANULE - 1, GRANULE - 1)] {
+                    let range = start * GRANULE + before..end * GRANULE + behind;
+                    let changed = unchanged(200);
+                    changed.mark(&range);
+                    let expected: Vec<_> = (0..202)
+                        .filter(|n| {
+                            !range.is_empty()
+                                && range.start < (n + 1) * GRANULE
+                                && n * GRANULE < range.end
+                        })
+                        .collect();
+                    for n in 0..202 {
+                        let touched = changed.touches(&(n * GRANULE..(n + 1) * GRANULE));
+                        assert_eq!(touched, expected.contains(&n), "{range:x?}: granule {n}");
+                    }
+                    assert_eq!(numbers(&changed.take()), expected, "{range:x?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn empty_range_touches_nothing() {
+        let changed = Changed::default();
+        changed.begin(3 * GRANULE);
+        assert!(!changed.touches(&(GRANULE..GRANULE)));
+        assert!(changed.touches(&(GRANULE..GRANULE + 1)));
+    }
+
+    #[test]
+    fn runs_are_found_from_within_and_are_not_too_long() {
+        let changed = unchanged(1);
+        // A disk that has grown since.
+        changed.mark(&(3 * GRANULE..10_000 * GRANULE));
+        let granules = changed.take();
+        assert_eq!(granules.next(0).unwrap().start, 3 * GRANULE);
+        let run = granules.next(5 * GRANULE + 7).unwrap();
+        assert_eq!(run.start, 5 * GRANULE + 7);
+        assert!(run.end <= (RUN_WORDS_MAX as u64 + 1) * 64 * GRANULE);
+        assert_eq!(numbers(&granules), (3..10_000).collect::<Vec<_>>());
+        assert_eq!(granules.next(10_000 * GRANULE), None);
+        assert_eq!(granules.next(u64::MAX), None);
+        assert_eq!(granules.len_bytes(u64::MAX), 0);
+    }
+
+    #[test]
+    fn what_changes_after_the_notes_were_taken_is_for_the_next_time() {
+        let changed = unchanged(10);
+        changed.mark(&(0..1));
+        let first = changed.take();
+        changed.mark(&(5 * GRANULE..5 * GRANULE + 1));
+        assert_eq!(numbers(&first), [0]);
+        assert_eq!(numbers(&changed.take()), [5]);
+        assert!(changed.is_on());
+    }
+}
