@@ -1,4 +1,4 @@
-//! Any file, opened, mapped, read and checked: nothing panics, hangs or takes memory without bound, and what the engine says
+//! Any file, opened, mapped, read and checked, and each of its snapshots: nothing panics, hangs or takes memory without bound, and what the engine says
 //! of an image agrees with itself.
 //!
 //! The oracles: bytes that `map` says are data at a host offset are the file's bytes there; what it says reads as zeros
@@ -9,7 +9,8 @@
 use cowshed::error::Error;
 use cowshed::image::check::{CheckOptions, check_storage};
 use cowshed::image::{
-    Answer, ExtentKind, Gate, Image, OpenOptions, Reference, ReferenceKind, Source,
+    Answer, ExtentKind, Gate, Image, OpenOptions, Reference, ReferenceKind, SnapshotSelector,
+    Source,
 };
 use cowshed::storage::MemoryStorage;
 use futures::executor::block_on;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 const PIECE: u64 = 96 << 10;
 /// How many extents are looked at from each place.
 const EXTENTS_MAX: usize = 64;
+/// How many snapshots are opened.
+const SNAPSHOTS_MAX: usize = 8;
 
 fuzz_target!(|data: &[u8]| block_on(run(data)));
 
@@ -50,12 +53,37 @@ async fn run(data: &[u8]) {
     }
     let clean = report.is_ok_and(|report| report.is_clean() && report.flags_skipped == 0);
 
-    let image = match Image::open(Source::qcow2(storage, "fuzz"), &NoOthers, OpenOptions::default())
-        .await
-    {
-        Ok(opened) => opened.image,
-        Err(error) => return assert!(!error.to_string().is_empty()),
-    };
+    let Some(image) = open(&storage, None, clean).await else { return };
+    let snapshots = image.snapshots();
+    read_image(image, clean).await;
+    for snapshot in snapshots.iter().take(SNAPSHOTS_MAX) {
+        // Of several with one id the first is meant.
+        let selector = SnapshotSelector::Id(snapshot.id.clone());
+        if let Some(image) = open(&storage, Some(selector), clean).await {
+            read_image(image, clean).await;
+        }
+    }
+}
+
+async fn open(
+    storage: &Arc<MemoryStorage>,
+    snapshot: Option<SnapshotSelector>,
+    clean: bool,
+) -> Option<Image<Arc<MemoryStorage>>> {
+    let mut options = OpenOptions::default();
+    options.snapshot = snapshot;
+    match Image::open(Source::qcow2(storage.clone(), "fuzz"), &NoOthers, options).await {
+        Ok(opened) => Some(opened.image),
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            let is_corrupt = matches!(error, Error::Corrupt(_));
+            assert!(!clean || !is_corrupt, "an image that checks clean: {error}");
+            None
+        }
+    }
+}
+
+async fn read_image(image: Image<Arc<MemoryStorage>>, clean: bool) {
     let size = image.virtual_size();
     for start in [0, size / 2, size.saturating_sub(PIECE)] {
         read_place(&image, start, (size - start).min(PIECE), clean).await;
