@@ -83,6 +83,24 @@ fn leaks_and_errors_are_found() {
 }
 
 #[test]
+fn progress_ends_before_the_result() {
+    // qemu-img has none.
+    let folder = Folder::new();
+    folder.create(&[], "image.qcow2", "1M");
+    folder.qemu_io("image.qcow2", &["write -P 1 0 1M"]);
+    let block = folder.number("image.qcow2", folder.number("image.qcow2", 48));
+    for (repair, leaks) in [(&[][..], false), (&["-r", "all"], false), (&["-r", "all"], true)] {
+        if leaks {
+            folder.patch("image.qcow2", block + 2 * 7, &[0, 3]);
+        }
+        let printed = folder.cowshed_prints(&[&["check", "-p"], repair, &["image.qcow2"]].concat());
+        let (progress, result) = printed.split_once("(100.00/100%)\r\n").unwrap();
+        assert!(progress.contains("(0.00/100%)\r") && !result.contains('\r'), "{printed:?}");
+        assert!(result.starts_with("No errors were found on the image.\n"), "{printed:?}");
+    }
+}
+
+#[test]
 fn dirty_and_corrupt_images_are_checked() {
     let folder = Folder::new();
     folder.create(&[], "image.qcow2", "1M");

@@ -109,6 +109,10 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             observer.result?;
             observer.progress.end()?;
             done.check = report.map_err(failed)?;
+        } else {
+            // What the repair found without changing anything is what a check finds.
+            observer.progress.complete()?;
+            observer.progress.end()?;
         }
         let report = &done.check;
         if !quiet {
