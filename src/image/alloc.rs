@@ -22,9 +22,6 @@ use super::writer::{Top, Writer};
 /// What [`Error::LimitExceeded`] calls a refcount.
 const REFCOUNT: &str = "refcount";
 
-/// How often a search leaves free clusters behind where it made a refcount block, to be free of them as QEMU is.
-const SKIPPED_RUNS_MAX: usize = 2;
-
 /// A refcount table that must grow grows by half: it is moved rarely.
 const TABLE_GROWTH: (u64, u64) = (3, 2);
 
@@ -127,7 +124,6 @@ impl<'a, S: Storage> Top<'a, S> {
         count: u64,
         owner: Owner,
     ) -> Result<Taken<'a>> {
-        let mut skipped = 0;
         loop {
             let (clusters, last) = self.find_free(allocator, count).await?;
             if let Some(slice) = last.slice_of(&clusters) {
@@ -135,13 +131,8 @@ impl<'a, S: Storage> Top<'a, S> {
             }
             if !self.is_covered(&clusters) {
                 self.cover(allocator, &clusters).await?;
-                // QEMU goes on behind the new block. That need not come to an end where a run is as long as what a
-                // block tells of.
-                if skipped < SKIPPED_RUNS_MAX {
-                    skipped += 1;
-                } else {
-                    allocator.next = clusters.start;
-                }
+                // The block lies behind the clusters, which are free still.
+                allocator.next = allocator.next.min(clusters.start);
                 continue;
             }
             self.may_count(&clusters)?;

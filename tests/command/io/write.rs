@@ -535,3 +535,17 @@ fn zeros_over_all_that_a_cluster_shows_of_its_backing_file_are_metadata_only() {
     pair.same_commands(&["a.qcow2"], &zeros);
     pair.same_images("a.qcow2", "zeros over data of the backing file");
 }
+
+#[test]
+fn refcount_block_leaves_no_hole_in_the_file() {
+    let options = ["-o", "cluster_size=512,refcount_bits=16"];
+    let pair = Pair::new(|folder| folder.create(&options, "a.qcow2", "1M"));
+    let lens = |pair: &Pair| [&pair.ours, &pair.theirs].map(|it| it.read("a.qcow2").len());
+    // The first refcount block tells of 256 clusters; the next ones come one by one and in the middle of a run.
+    for write in ["write 0 124k", "write 124k 512", "write 125k 120k", "write 300k 300k"] {
+        pair.same_commands(&["a.qcow2"], &[write]);
+        let [ours, theirs] = lens(&pair);
+        assert_eq!(ours, theirs, "{write}");
+    }
+    pair.same_images("a.qcow2", "after all");
+}
