@@ -98,8 +98,10 @@ impl<S: Storage> Image<S> {
         // What lies behind the old end in its cluster was never the guest's, and what a backing file has there is not its
         // either.
         let cluster_end = old.next_multiple_of(top.layer.geometry.cluster_size()).min(size);
+        // Clusters that are made for it hide what lies below.
+        let is_hidden = preallocation != Preallocation::Off;
         let below = self.below_len();
-        let zero_end = size.min(below.max(cluster_end));
+        let zero_end = if is_hidden { cluster_end } else { size.min(below.max(cluster_end)) };
         if zero_end > old && (below > old || top.is_allocated(old).await?) {
             let mut at = old;
             while at < zero_end {

@@ -226,6 +226,34 @@ fn resize_changes_the_size() {
 }
 
 #[test]
+fn preallocation_begins_in_the_middle_of_a_cluster() {
+    let folder = Folder::new();
+    folder.write("base.raw", vec![1; 128 << 10]);
+    for size in ["31k", "33k"] {
+        for new_size in ["96k", "128k", "200k"] {
+            for mode in ["metadata", "falloc", "full"] {
+                let mut lens = Vec::new();
+                for image in ["theirs.qcow2", "ours.qcow2"] {
+                    folder.create(&["-b", "base.raw", "-F", "raw"], image, size);
+                    let resize =
+                        ["resize", "-q", &format!("--preallocation={mode}"), image, new_size];
+                    match image {
+                        "theirs.qcow2" => drop(folder.qemu_img(&resize)),
+                        _ => drop(folder.cowshed_prints(&resize)),
+                    }
+                    lens.push(folder.read(image).len());
+                }
+                assert_eq!(lens[0], lens[1], "{size} {new_size} {mode}");
+                folder.qemu_img(&["compare", "-q", "theirs.qcow2", "ours.qcow2"]);
+                folder.qemu_img(&["check", "-q", "ours.qcow2"]);
+                let zeros = format!("read -q -P 0 {size} 60k");
+                folder.qemu_io("ours.qcow2", &[&format!("read -q -P 1 0 {size}"), &zeros]);
+            }
+        }
+    }
+}
+
+#[test]
 fn resize_is_refused_in_the_same_words() {
     let folder = chain(&[]);
     for arguments in [
