@@ -241,6 +241,13 @@ impl<'c> Plan<'c> {
         let extent = match self.find_extent().await {
             Ok(extent) => extent,
             Err(error) if self.copy.salvage => {
+                // Perhaps less of it can be found out.
+                if let Some(extent) = self.sector().await {
+                    let status = self.status(&extent);
+                    (self.run, self.extents, self.extent, self.ahead) =
+                        ((self.offset + extent.len, status), None, None, None);
+                    return Ok(());
+                }
                 if self.warns {
                     let doing =
                         format!("error while reading block status at offset {}", self.offset);
@@ -266,14 +273,7 @@ impl<'c> Plan<'c> {
         if end - self.offset > over {
             end -= over;
         }
-        let mut status = match extent.kind {
-            // A target with a backing file of its own is taken to see there what the source sees in its.
-            _ if self.copy.target_has_backing && extent.depth > 0 => Status::Backing,
-            ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => Status::Data,
-            ExtentKind::Zero { .. } | ExtentKind::Hole { .. } | ExtentKind::Unallocated { .. } => {
-                Status::Zero
-            }
-        };
+        let mut status = self.status(&extent);
         if let Some(backing_len) = self.copy.target.backing_len() {
             // Behind the end of its backing file, a new target reads as zeros by itself.
             let backing_end = backing_len.saturating_sub(part.start);
@@ -285,6 +285,25 @@ impl<'c> Plan<'c> {
         }
         self.run = (end, status);
         Ok(())
+    }
+
+    /// What is copied of an extent.
+    fn status(&self, extent: &Extent) -> Status {
+        match extent.kind {
+            // A target with a backing file of its own is taken to see there what the source sees in its.
+            _ if self.copy.target_has_backing && extent.depth > 0 => Status::Backing,
+            ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => Status::Data,
+            ExtentKind::Zero { .. } | ExtentKind::Hole { .. } | ExtentKind::Unallocated { .. } => {
+                Status::Zero
+            }
+        }
+    }
+
+    /// The extent of the sector at the offset alone, if it can be found out.
+    async fn sector(&self) -> Option<Extent> {
+        let image = self.copy.parts[self.part].image;
+        let len = (SECTOR_LEN_BYTES as u64).min(image.virtual_size() - self.offset);
+        image.extents(self.offset, len).ok()?.next().await.ok()?
     }
 
     /// The extent that holds the offset; neighbouring compressed clusters are one.
