@@ -60,6 +60,10 @@ impl Given {
         let mut given = options_of(self.opening.named(), reference);
         let driver = given.remove("driver");
         if !given.is_empty() {
+            // A data file is raw, whatever it lies in: the name of a file is enough.
+            let is_file =
+                reference.kind == ReferenceKind::DataFile && given.contains_key("filename");
+            let driver = driver.or_else(|| is_file.then(|| "file".to_owned()));
             given.extend(driver.map(|driver| ("driver".to_owned(), driver)));
             let opening = self.opening.for_named(writable);
             let opened = opening.source_of(given).await;

@@ -92,6 +92,32 @@ fn options_of_drivers_are_checked_as_qemu_checks_them() {
 }
 
 #[test]
+fn data_file_is_found_where_the_options_say() {
+    let pair = Pair::new(|folder| {
+        folder.create(&["-o", "data_file=a.data"], "a.qcow2", "1M");
+        folder.qemu_io("a.qcow2", &["write -q -P 7 0 64k"]);
+        std::fs::rename(folder.path("a.data"), folder.path("b.data")).unwrap();
+    });
+    let commands = [
+        "open -o data-file.filename=b.data a.qcow2",
+        "read -P 7 0 64k",
+        "write -P 8 64k 64k",
+        "close",
+        "open -o data-file.filename=b.data,file.filename=a.qcow2",
+        "read -P 8 64k 64k",
+        "close",
+        "open -r -o data-file.driver=file,data-file.filename=b.data,file.filename=a.qcow2",
+        "read -P 7 0 64k",
+        "close",
+        "open -r -o data-file.driver=raw,data-file.file.filename=b.data a.qcow2",
+        "read -P 8 64k 64k",
+        "close",
+        "open a.qcow2",
+    ];
+    pair.same_commands(&[], &commands);
+}
+
+#[test]
 fn images_are_closed_and_opened() {
     let pair = images();
     pair.same_commands(
