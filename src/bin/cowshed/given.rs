@@ -69,6 +69,26 @@ impl Given {
             let opened = opening.source_of(given).await;
             return opened.map_err(|failure| reference.refused(failure.reason()));
         }
+        let opened = self.in_folders(reference, driver, writable).await;
+        match opened {
+            // QEMU says the name as the image has it.
+            Err(Error::Open { source, .. })
+                if reference.kind == ReferenceKind::DataFile
+                    && self.opening.persona() != Persona::Cowshed =>
+            {
+                let path = String::from_utf8_lossy(reference.name).into_owned().into();
+                Err(Error::Open { path, source })
+            }
+            opened => opened,
+        }
+    }
+
+    async fn in_folders(
+        &self,
+        reference: &Reference<'_>,
+        driver: Option<String>,
+        writable: bool,
+    ) -> cowshed::Result<Source<Node>> {
         let format = driver.as_deref().map(str::as_bytes).or(reference.format);
         let reference = Reference { format, ..*reference };
         if writable {
