@@ -201,6 +201,25 @@ fn a_temporary_snapshot_takes_what_is_written_and_leaves_the_image_alone() {
 }
 
 #[test]
+fn caches_have_the_sizes_that_are_said_last() {
+    let pair = images();
+    for changes in [
+        &["cache-size=1M", "l2-cache-size=512k", "refcount-cache-size=128k"][..],
+        &["l2-cache-size=512k", "refcount-cache-size=128k", "cache-size=1M"],
+        &["cache-size=1M", "l2-cache-size=2M", "refcount-cache-size=2M"],
+        &["cache-size=1M,l2-cache-size=512k", "l2-cache-entry-size=4k", "refcount-cache-size=64k"],
+        &[
+            "cache-size=1M,l2-cache-size=2M",
+            "cache-size=2M,l2-cache-size=1M,refcount-cache-size=1M",
+        ],
+    ] {
+        let commands: Vec<_> = changes.iter().map(|change| format!("reopen -o {change}")).collect();
+        let commands: Vec<_> = commands.iter().map(String::as_str).collect();
+        pair.same_commands(&["a.qcow2"], &[&commands[..], &["read 0 1k"]].concat());
+    }
+}
+
+#[test]
 fn settings_change_while_an_image_is_open() {
     let pair = images();
     let commands = [

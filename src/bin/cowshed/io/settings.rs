@@ -64,6 +64,8 @@ const GENERIC: [&str; 11] = [
 ];
 /// Those of them that may only be given when an image is opened.
 const FIXED: [&str; 5] = ["driver", "file.driver", "file.filename", "file.locking", "node-name"];
+/// The sizes of the caches, of which not all may be given.
+const CACHE_SIZES: [&str; 3] = ["cache-size", "l2-cache-size", "refcount-cache-size"];
 /// Generic ones that `reopen` looks at itself.
 const ACCESS: [&str; 2] = ["read-only", "force-share"];
 
@@ -188,8 +190,9 @@ impl Settings {
         if changes.keys().any(|name| name == "overlap-check" || name == "overlap-check.template") {
             joined.names.retain(|name, _| !name.starts_with("overlap-check"));
         }
-        if changes.contains_key("cache-size") {
-            joined.names.retain(|name, _| name != "l2-cache-size" && name != "refcount-cache-size");
+        // The caches have the sizes that are said last, together.
+        if CACHE_SIZES.iter().any(|name| changes.contains_key(*name)) {
+            joined.names.retain(|name, _| !CACHE_SIZES.contains(&name.as_str()));
         }
         for (name, value) in changes {
             // What lies below the format has names of its own for the same.
