@@ -212,3 +212,25 @@ fn rate_is_kept() {
     // About 3 MiB of data.
     assert!(start.elapsed().as_millis() > 300, "{:?}", start.elapsed());
 }
+
+#[test]
+fn sectors_that_cannot_be_read_are_salvaged_around() {
+    let folder = Folder::new();
+    folder.create(&[], "image.qcow2", "1M");
+    folder.qemu_io("image.qcow2", &["write -q -P 7 0 1M"]);
+    let rule = |what: &str, sector: u32| {
+        format!("{{'event': 'none', 'iotype': '{what}', 'errno': 5, 'sector': {sector}}}")
+    };
+    let rules =
+        [rule("block-status", 8), rule("block-status", 100), rule("read", 100), rule("read", 1000)];
+    let source = format!(
+        "json:{{'driver': 'blkdebug', 'image': {{'driver': 'qcow2', 'file.filename': \
+         'image.qcow2'}}, 'inject-error': [{}]}}",
+        rules.join(", ")
+    );
+    folder.same_but_for_errors(&["convert", "--salvage", "-O", "raw", &source, "salvaged.raw"]);
+    let salvaged = folder.read("salvaged.raw");
+    let is_lost = |at: usize| [100, 1000].contains(&(at / 512));
+    assert!(salvaged.iter().enumerate().all(|(at, byte)| *byte == 7 * u8::from(!is_lost(at))));
+    folder.same_but_for_errors(&["convert", "-O", "raw", &source, "none.raw"]);
+}

@@ -3,8 +3,8 @@
 
 use std::ffi::{OsStr, OsString};
 
-use crate::names::{Names, take_part, to_json};
-use crate::node::Null;
+use crate::names::{Names, protocol_len, take_part, to_json};
+use crate::node::{Debug, Null};
 
 /// Options of a file that change nothing of what is in it; whether they have a value that QEMU knows is not looked at.
 const OF_FILES: [&str; 10] = [
@@ -26,6 +26,9 @@ const FILES: [&str; 3] = ["file", "host_device", "host_cdrom"];
 /// Drivers of formats.
 const FORMATS: [&str; 2] = ["qcow2", "raw"];
 
+/// The driver that lets reads make an image's own what they find below it.
+const COPY_ON_READ: &str = "copy-on-read";
+
 /// Where an image is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
@@ -34,6 +37,8 @@ pub(crate) struct Layout {
     /// What the format is called where the image is what lies below a format otherwise.
     pub(crate) protocol: Option<&'static str>,
     pub(crate) place: Place,
+    /// Whether reads make the image's own what they find below it.
+    pub(crate) copies_on_read: bool,
     /// What is to be found where the image names other files: options in front of whose names stand the names of the
     /// parts, `backing` and `data-file`.
     pub(crate) named: Names,
@@ -54,6 +59,25 @@ impl Layout {
     /// # Errors
     /// In QEMU's words.
     pub(crate) fn take(names: &mut Names, file: Option<&OsStr>) -> Result<Self, String> {
+        match names.get("driver").map(String::as_str) {
+            Some(COPY_ON_READ) => {
+                let below = take_part(names, "file");
+                let layout = Self::take_below(names, below, file)?;
+                return Ok(Self { copies_on_read: true, ..layout });
+            }
+            // Above a format it is nothing but the limits of requests, which nobody sees.
+            Some(Debug::DRIVER) if !Debug::is_seen(names) && is_above_format(names) => {
+                Debug::check_limits(names)?;
+                let mut name = Names::new();
+                if let Some(file) = file_or_named(names, file) {
+                    Debug::take_name(&mut name, &file)?;
+                }
+                let below = Debug::take_image(names, is_format);
+                let file = name.remove("x-image");
+                return Self::take_below(names, below, file.as_deref().map(OsStr::new));
+            }
+            _ => {}
+        }
         let mut named = Names::new();
         for part in ["backing", "data-file"] {
             for (name, value) in take_part(names, part) {
@@ -71,13 +95,15 @@ impl Layout {
         let protocol = driver.as_deref().and_then(protocol);
         let (format, place) = match (driver, protocol) {
             (Some(driver), Some(protocol)) => {
+                let filename = below.remove("filename");
                 below = std::mem::take(names);
                 for name in OF_FILES {
                     names.extend(below.remove_entry(name));
                 }
                 below.insert("driver".to_owned(), driver);
-                if let Some(file) = file.filter(|_| FILES.contains(&protocol)) {
-                    below.entry("filename".to_owned()).or_insert(file.to_string_lossy().into());
+                let file = file.map(|file| file.to_string_lossy().into()).or(filename);
+                if let Some(file) = file.filter(|_| protocol != Null::DRIVER) {
+                    below.entry("filename".to_owned()).or_insert(file);
                 }
                 (Some("raw".to_owned()), Place::take(below)?)
             }
@@ -105,7 +131,14 @@ impl Layout {
                 (format, place)
             }
         };
-        Ok(Self { format, protocol, place, named })
+        Ok(Self { format, protocol, place, copies_on_read: false, named })
+    }
+
+    /// Of what lies below something that changes nothing of where it is.
+    fn take_below(names: &mut Names, below: Names, file: Option<&OsStr>) -> Result<Self, String> {
+        names.remove("driver");
+        names.extend(below);
+        Self::take(names, file)
     }
 
     /// The name of the image: that of its file, or what it is, as QEMU has it.
@@ -125,6 +158,15 @@ impl Layout {
 
 /// What QEMU calls something without a name of its own, by its options.
 pub(crate) fn name_of(names: &Names) -> OsString {
+    if names.get("driver").is_some_and(|driver| driver == Debug::DRIVER) {
+        let mut own = names.clone();
+        let below = Place::take(Debug::take_image(&mut own, is_format));
+        if let Ok(Place::File(file)) = below
+            && let Some(name) = Debug::name(&own, &file.to_string_lossy())
+        {
+            return name.into();
+        }
+    }
     let is_null = names.get("driver").is_some_and(|driver| driver == Null::DRIVER);
     match names.len() {
         1 if is_null => format!("{}://", Null::DRIVER).into(),
@@ -137,8 +179,21 @@ impl Place {
     ///
     /// # Errors
     /// There is no such driver, or it has no such option.
-    fn take(mut names: Names) -> Result<Self, String> {
-        let driver = names.remove("driver").unwrap_or_else(|| "file".to_owned());
+    pub(crate) fn take(mut names: Names) -> Result<Self, String> {
+        let is_debug = |name: &String| {
+            protocol_len(name.as_bytes()) == Some(Debug::DRIVER.len())
+                && name.starts_with(Debug::DRIVER)
+        };
+        let mut driver = names.remove("driver");
+        if driver.is_none() && names.get("filename").is_some_and(is_debug) {
+            driver = Some(Debug::DRIVER.to_owned());
+        }
+        let driver = driver.unwrap_or_else(|| "file".to_owned());
+        if driver == Debug::DRIVER
+            && let Some(name) = names.remove("filename")
+        {
+            Debug::take_name(&mut names, &name)?;
+        }
         if FILES.contains(&&*driver) {
             let file = names.remove("filename");
             let file =
@@ -146,7 +201,7 @@ impl Place {
             must_be_of_files(&names, &driver)?;
             return Ok(Self::File(file.into()));
         }
-        if driver != Null::DRIVER && !FORMATS.contains(&&*driver) {
+        if ![Null::DRIVER, Debug::DRIVER].contains(&&*driver) && !FORMATS.contains(&&*driver) {
             return Err(format!("Unknown driver '{driver}'"));
         }
         names.insert("driver".to_owned(), driver);
@@ -175,9 +230,25 @@ fn must_be_of_files(names: &Names, driver: &str) -> Result<(), String> {
     }
 }
 
+/// Whether what `blkdebug` lies above is an image in a format.
+fn is_above_format(names: &Names) -> bool {
+    names.get("image.driver").is_some_and(|driver| is_format(driver))
+}
+
+/// Whether this driver is one of a format, or lies above one.
+pub(crate) fn is_format(driver: &str) -> bool {
+    FORMATS.contains(&driver) || driver == COPY_ON_READ
+}
+
+/// The name of the image, given by itself or among the options.
+fn file_or_named(names: &mut Names, file: Option<&OsStr>) -> Option<String> {
+    let named = names.remove("file.filename");
+    file.map(|file| file.to_string_lossy().into_owned()).or(named)
+}
+
 /// What a driver that is no format's is called.
 fn protocol(driver: &str) -> Option<&'static str> {
-    FILES.into_iter().chain([Null::DRIVER]).find(|&protocol| protocol == driver)
+    FILES.into_iter().chain([Null::DRIVER, Debug::DRIVER]).find(|&protocol| protocol == driver)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ mod new_image;
 mod node;
 mod open;
 mod open_above;
+mod open_node;
 mod options;
 mod persona;
 mod progress;
@@ -45,6 +46,7 @@ mod resize;
 mod secret;
 mod size;
 mod snapshot;
+mod unclean;
 mod verdict;
 mod wording;
 

@@ -15,19 +15,20 @@ use cowshed::image::{
     Extents, Format, Gate as _, Image, LayerInfo, OpenOptions, Opened, Reference, References,
     SnapshotSelector, Source, WriteOptions, detect,
 };
-use cowshed::rt::{FileOptions, FolderGate, LockError, LockMode, open_storage};
-use cowshed::storage::{BoxStorage, Buf, Storage};
+use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockError, LockMode, open_storage};
+use cowshed::storage::{Buf, Storage};
 use cowshed::workers::Workers;
 
 use crate::failure::{Failure, warn};
 use crate::given::Given;
 use crate::layout::{self, Layout, Place};
 use crate::names::{self, Named, Names, named};
-use crate::node::{Nested, Node, Null, Other};
+use crate::node::Node;
 use crate::options;
 use crate::persona::Persona;
 use crate::secret::{Keys, Secrets};
 use crate::size::SIZE_MAX;
+use crate::unclean;
 use crate::wording;
 
 /// An image in files.
@@ -36,7 +37,7 @@ pub(crate) type DiskImage = Image<Node>;
 pub(crate) type DiskExtents<'a> = Extents<'a, Node>;
 
 /// How much of a file is looked at to tell its format, in bytes.
-const PROBE_LEN_BYTES: usize = 512;
+pub(crate) const PROBE_LEN_BYTES: usize = 512;
 
 /// Runs a future on this thread until it is done. The thread is the command's own: storages may keep it waiting for what is
 /// short.
@@ -224,13 +225,16 @@ impl Opening {
     }
 
     /// As [`Self::resolved`], of an image's options.
-    fn by_options(mut self, mut options: Names) -> Result<(OsString, Self), String> {
+    pub(crate) fn by_options(mut self, mut options: Names) -> Result<(OsString, Self), String> {
         if self.format.is_some() && !options.contains_key("driver") {
             options.extend(self.format.take().map(|format| ("driver".to_owned(), format)));
         }
         self.keys.take_ids(&mut options);
         self.encryption = options.remove("encrypt.format");
         let layout = Layout::take(&mut options, None)?;
+        if layout.copies_on_read {
+            return Err("copy-on-read is for io alone".into());
+        }
         // They change nothing of what the command shows or does.
         options.retain(|name, _| {
             !["node-name", "read-only", "auto-read-only", "discard", "cache.no-flush"]
@@ -312,7 +316,11 @@ impl Opening {
     pub(crate) async fn source_of(&self, options: Names) -> Result<Source<Node>, Failure> {
         let failed = |reason: String| Failure::message(reason);
         let (name, opening) = self.clone().by_options(options).map_err(failed)?;
-        Box::pin(opening.source(&name)).await
+        let source = Box::pin(opening.source(&name)).await?;
+        if let Some(debug) = source.storage.debug() {
+            debug.begin();
+        }
+        Ok(source)
     }
 
     /// For the layers from `depth` on, as an image of their own.
@@ -512,7 +520,14 @@ impl Opening {
         let options = opening.options_with_key();
         let mut options = options.map_err(|reason| Failure::open(name, reason))?;
         options.snapshot = snapshot;
+        if options.write.is_some() {
+            unclean::repair(&source).await;
+        }
+        let debug = source.storage.debug().cloned();
         let opened = Image::open(source, &gate, options).await.map_err(|error| gate.blame(error));
+        if let Some(debug) = debug {
+            debug.begin();
+        }
         if let Ok(opened) = &opened {
             let agrees = opening.agrees(&opened.image).and_then(|()| opening.uses(&opened.image));
             agrees.map_err(|reason| Failure::open(name, reason))?;
@@ -551,7 +566,10 @@ impl Opening {
         name: &OsStr,
         format: Option<Format>,
     ) -> Result<Source<Node>, Failure> {
-        let failed = |error: io::Error| open_failure(name, &error, self.persona);
+        let failed = |error: io::Error| match self.kind_failure(name, &error) {
+            Some(reason) => Failure::open(name, reason),
+            None => open_failure(name, &error, self.persona),
+        };
         let format = match format {
             Some(format) => format,
             None => self.probe(name).await.map_err(failed)?,
@@ -568,27 +586,11 @@ impl Opening {
     async fn source_in_node(
         &self,
         name: &OsStr,
-        mut node: Names,
+        node: Names,
         format: Option<Format>,
     ) -> Result<Source<Node>, Failure> {
         let failed = |reason: String| Failure::open(name, reason);
-        let shown = layout::name_of(&node);
-        let (driver, storage) = if node.get("driver").is_some_and(|driver| driver == Null::DRIVER) {
-            node.remove("driver");
-            let null = Null::from_names(node).map_err(failed)?;
-            (Null::DRIVER, BoxStorage::new(null))
-        } else {
-            let (file, opening) =
-                self.for_named(self.is_writable()).by_options(node).map_err(failed)?;
-            let opened = Box::pin(opening.source(&file)).await;
-            let source = opened.map_err(|failure| failed(failure.reason()))?;
-            let driver = source.format.name();
-            let opened = Box::pin(opening.opened(&file, source, None)).await;
-            let opened = opened.map_err(|failure| failed(failure.reason()))?;
-            let image = opened.map_err(|error| failed(reason(&error)))?.image;
-            (driver, BoxStorage::new(Nested::new(image)))
-        };
-        let storage = Node::Other(Other { driver, name: shown, storage });
+        let (storage, file) = Box::pin(self.node(node)).await.map_err(failed)?;
         let format = match format {
             Some(format) => format,
             None => {
@@ -596,7 +598,18 @@ impl Opening {
                 detect(&read.map_err(|error| failed(io_reason(&error)))?)
             }
         };
-        Ok(storage.into_source(format, name))
+        // What it names lies beside its file, if it has one.
+        Ok(storage.into_source(format, file.unwrap_or_else(|| name.into())))
+    }
+
+    /// A file that is no image by itself.
+    ///
+    /// # Errors
+    /// It cannot be opened: in QEMU's words.
+    pub(crate) fn file(&self, name: &OsStr) -> Result<DiskStorage, String> {
+        let lock = if self.force_share { LockMode::ForceShare } else { LockMode::Exclusive };
+        let failed = |error: io::Error| open_failure(name, &error, self.persona).reason();
+        open_storage(name, &self.file_options(lock)).map_err(failed)
     }
 
     /// Opens the backing file that `reference` names.
@@ -655,7 +668,7 @@ impl Opening {
         Ok(Given::new(gate.options(&self.file_options(lock)), self.clone()))
     }
 
-    fn file_options(&self, lock: LockMode) -> FileOptions {
+    pub(crate) fn file_options(&self, lock: LockMode) -> FileOptions {
         let writable = self.options.write.is_some();
         FileOptions::new()
             .direct(self.direct)
@@ -663,6 +676,23 @@ impl Opening {
             .block_device(true)
             .writable(writable)
             .volatile(self.volatile)
+    }
+
+    /// What QEMU says of something that is not of the kind that is to be opened, if not that it is no regular file.
+    fn kind_failure(&self, name: &OsStr, error: &io::Error) -> Option<String> {
+        let is_wrong = error.kind() == io::ErrorKind::InvalidInput
+            || error.kind() == io::ErrorKind::IsADirectory;
+        if !is_wrong || self.persona == Persona::Cowshed {
+            return None;
+        }
+        if self.is_writable() && std::fs::metadata(name).is_ok_and(|file| file.is_dir()) {
+            return Some(format!("Could not open '{}': Is a directory", name.display()));
+        }
+        let driver = self.protocol.filter(|driver| *driver != "file")?;
+        Some(format!(
+            "'{driver}' driver requires '{}' to be either a character or block device",
+            name.display()
+        ))
     }
 
     async fn probe(&self, name: &OsStr) -> io::Result<Format> {

@@ -29,6 +29,7 @@ impl Opening {
         let gate = StopAt { gate: opening.gate(&file)?, depth, named: Mutex::default() };
         let wrong = |reason: String| Failure::open(name, reason);
         let options = opening.options_with_key().map_err(wrong)?;
+        crate::unclean::repair(&source).await;
         let opened = Image::open(source, &gate, options).await;
         let opened = opened.map_err(|error| gate.gate.blame(error));
         let image = opened.map_err(|error| Failure::open(name, open::reason(&error)))?.image;
@@ -45,6 +46,7 @@ impl Opening {
         let source = gate.gate.open_writable(&reference).await.map_err(failed)?;
         let below = opening.below(depth);
         let options = below.options_with_key().map_err(wrong)?;
+        crate::unclean::repair(&source).await;
         let base = Image::open(source, &below.gate(&file)?, options).await;
         Ok((image, base.map_err(failed)?.image))
     }

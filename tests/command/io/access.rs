@@ -1,6 +1,6 @@
 //! Opening, closing and opening anew, with the options of QEMU's drivers.
 
-use super::Pair;
+use super::{Pair, lines};
 use crate::support::qemu;
 
 /// Options, good and bad, of the engine and of the file.
@@ -217,6 +217,45 @@ fn caches_have_the_sizes_that_are_said_last() {
         let commands: Vec<_> = commands.iter().map(String::as_str).collect();
         pair.same_commands(&["a.qcow2"], &[&commands[..], &["read 0 1k"]].concat());
     }
+}
+
+#[test]
+fn drivers_want_the_kinds_of_files_that_they_are_for() {
+    let pair = Pair::new(|folder| std::fs::create_dir(folder.path("folder")).unwrap());
+    for driver in ["file", "host_device", "host_cdrom"] {
+        for file in ["folder", "gone"] {
+            for option in ["-r ", ""] {
+                let open = format!("open {option}-o driver={driver},filename={file}");
+                pair.same_commands(&[], &[&open, "length"]);
+            }
+        }
+    }
+    for option in ["-r ", ""] {
+        let open = format!("open {option}-o driver=file,filename=/dev/null,locking=off");
+        pair.same_commands(&[], &[&open, "length"]);
+    }
+}
+
+#[test]
+fn image_that_was_not_closed_is_repaired_in_the_words_of_qemu() {
+    let pair = Pair::new(|folder| {
+        folder.create(&["-o", "lazy_refcounts=on"], "a.qcow2", "1M");
+        let commands = ["-c", "write -q -P 1 0 100k", "-c", "abort"];
+        let mut io = qemu::qemu_io();
+        io.args(["-f", "qcow2", "a.qcow2"]).args(commands);
+        assert!(!folder.run(&mut io).status.success());
+        let bytes = folder.read("a.qcow2");
+        assert_eq!(bytes[79] & 1, 1, "the dirty bit");
+        folder.write("b.qcow2", &bytes);
+    });
+    pair.same_commands(&["-r", "a.qcow2"], &["read -P 1 0 100k"]);
+    pair.same_commands(&["a.qcow2"], &["read -P 1 0 100k"]);
+    pair.same_commands(&["a.qcow2"], &["read -P 1 0 100k"]);
+    let amend = ["amend", "-o", "compat=0.10", "b.qcow2"];
+    let theirs = pair.theirs.run(qemu::qemu_img().args(amend));
+    let ours = pair.ours.stand_in(&amend);
+    assert_eq!(lines(&ours.stderr), lines(&theirs.stderr));
+    assert!(ours.status.success() && theirs.status.success());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod access;
 mod arguments;
+mod faults;
 mod read;
 mod write;
 

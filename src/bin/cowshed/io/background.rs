@@ -22,6 +22,11 @@ impl<T> Background<T> {
     /// Starts a request, as far as it gets without waiting.
     pub(super) async fn start(&mut self, request: impl Future<Output = T> + 'static) {
         self.running.push(Box::pin(request));
+        self.go_on().await;
+    }
+
+    /// Lets all go on as far as they get without waiting.
+    pub(super) async fn go_on(&mut self) {
         poll_fn(|context| {
             while let Poll::Ready(Some(ended)) = Pin::new(&mut self.running).poll_next(context) {
                 self.ended.push(ended);

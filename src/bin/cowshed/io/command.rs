@@ -7,7 +7,7 @@ use crate::failure::warn;
 
 use super::fault::Fault;
 use super::shell::{Shell, no_file};
-use super::{access, aio, discard, mapping, other, read, resize, write};
+use super::{access, aio, breaks, discard, mapping, other, read, resize, write};
 
 /// Which command it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +251,7 @@ impl Command {
             Which::AioRead => aio::read(shell, call).await,
             Which::AioWrite => aio::write(shell, call).await,
             Which::Alloc => mapping::alloc(shell, call).await,
-            Which::Break => other::unsupported("Could not set breakpoint"),
+            Which::Break => breaks::add(shell, &call),
             Which::Close => shell.close().await,
             Which::Discard => discard::discard(shell, call).await,
             Which::Flush => other::flush(shell).await,
@@ -266,21 +266,13 @@ impl Command {
             }
             Which::Read => read::read(shell, call).await,
             Which::Readv => read::readv(shell, call).await,
-            Which::RemoveBreak => {
-                let tag = call.arguments.first().map(|tag| super::number::shown_text(tag));
-                other::unsupported(&format!(
-                    "Could not remove breakpoint {}",
-                    tag.unwrap_or_default()
-                ))
-            }
+            Which::RemoveBreak => breaks::remove(shell, &call),
             Which::Reopen => access::reopen(shell, call).await,
-            Which::Resume => other::unsupported("Could not resume request"),
+            Which::Resume => breaks::resume(shell, &call).await,
             Which::Sigraise => other::sigraise(shell, &call),
             Which::Sleep => other::sleep(shell, &call).await,
             Which::Truncate => resize::truncate(shell, call).await,
-            Which::WaitBreak => {
-                Err(Fault::Error("there are no breakpoints to wait for".to_owned()))
-            }
+            Which::WaitBreak => breaks::wait(shell, &call).await,
             Which::Write => write::write(shell, call).await,
             Which::Writev => write::writev(shell, call).await,
             Which::Zone => other::unsupported(&format!("{} failed", self.name.replace('_', " "))),

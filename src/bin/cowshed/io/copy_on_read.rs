@@ -4,6 +4,7 @@
 
 use cowshed::image::ZeroMode;
 
+use crate::node::{Debug, Event, IoType};
 use crate::open::DiskImage;
 
 use super::mapping::is_allocated;
@@ -23,12 +24,17 @@ pub(super) async fn before_read(
     let Some(device) = shell.device.as_ref().filter(|device| device.copies_on_read()) else {
         return Ok(());
     };
-    let image = std::sync::Arc::clone(&device.image);
+    let (image, debug) = (device.mapped(), device.debug.clone());
     shell.drain().await;
-    shell.wait(copy(&image, offset, len)).await
+    shell.wait(copy(&image, debug.as_deref(), offset, len)).await
 }
 
-async fn copy(image: &DiskImage, offset: u64, len: u64) -> Result<(), Refusal> {
+async fn copy(
+    image: &DiskImage,
+    debug: Option<&Debug>,
+    offset: u64,
+    len: u64,
+) -> Result<(), Refusal> {
     let size = image.virtual_size();
     let end = offset.saturating_add(len);
     let Some(geometry) = image.geometry().filter(|_| len > 0 && end <= size) else {
@@ -43,6 +49,10 @@ async fn copy(image: &DiskImage, offset: u64, len: u64) -> Result<(), Refusal> {
         if is_missing {
             let mut bytes = vec![0; narrow(len)];
             image.read_at(&mut bytes, at).await?;
+            if let Some(debug) = debug {
+                debug.happens(Event::CorWrite).await;
+                debug.may(IoType::Write, at, len).map_err(Refusal::System)?;
+            }
             if bytes.iter().all(|&byte| byte == 0) {
                 image.write_zeroes_at(at, len, ZeroMode::KeepSpace).await?;
             } else {

@@ -15,6 +15,7 @@ use cowshed::rt::SmolTimer;
 use crate::failure::{Failure, warn};
 use crate::layout::Layout;
 use crate::names::{Named, named};
+use crate::node::Debug;
 use crate::open::{self, DiskImage, Opening};
 use crate::persona::Persona;
 use crate::secret::{Keys, Secrets};
@@ -41,6 +42,12 @@ pub(super) struct Device {
     /// It is raw because its first bytes said so, and must not be made to say something else.
     is_guessed: bool,
     settings: Settings,
+    /// Whether reads make the image's own what they find below it.
+    copies_on_read: bool,
+    /// What lets requests fail and wait, if anything does.
+    pub(super) debug: Option<Arc<Debug>>,
+    /// The image itself, if it lies below something that shows its disk.
+    nested: Option<Arc<DiskImage>>,
     name: OsString,
     told_corrupt: Cell<bool>,
 }
@@ -84,6 +91,7 @@ impl Opener {
         let said = own.remove("encrypt.format");
         let layout = Layout::take(&mut own, file_name.as_deref()).map_err(wrong)?;
         let (file, protocol) = (layout.name(), layout.protocol);
+        let copies_on_read = layout.copies_on_read || settings.flags.copy_on_read;
         let flags = settings.generic().map_err(failed)?;
         let is_guess = layout.format.is_none();
         let mut opening = Opening::new(self.persona)
@@ -94,8 +102,12 @@ impl Opener {
             .direct(flags.direct)
             .caches(settings.caches().map_err(failed)?);
         let write = settings.write(&flags).map_err(failed)?;
-        if settings.flags.copy_on_read && flags.read_only {
-            return Err(wrong("Can't use copy-on-read on read-only device".into()));
+        if copies_on_read && flags.read_only {
+            let reason = match settings.flags.copy_on_read {
+                true => "Can't use copy-on-read on read-only device",
+                false => "Block node is read-only",
+            };
+            return Err(wrong(reason.into()));
         }
         let is_temporary = settings.flags.snapshot;
         let write_options = (!flags.read_only).then_some(write);
@@ -104,6 +116,8 @@ impl Opener {
         }
         let source = opening.source(&file).await.map_err(|failure| failure.of(shown))?;
         let mut format = source.format;
+        let debug = source.storage.debug().cloned();
+        let nested = source.storage.image().filter(|_| protocol.is_some()).cloned();
         settings::known(&own, format.name()).map_err(failed)?;
         let is_guessed = is_guess && format == Format::Raw && !is_temporary;
         let opened = if is_temporary {
@@ -138,6 +152,9 @@ impl Opener {
             detect_zeroes,
             is_guessed,
             settings,
+            copies_on_read,
+            debug,
+            nested,
             name: file,
             told_corrupt: Cell::new(false),
         })
@@ -162,7 +179,12 @@ impl Device {
 
     /// Whether reads make the image's own what they find below it.
     pub(super) fn copies_on_read(&self) -> bool {
-        self.settings.flags.copy_on_read
+        self.copies_on_read
+    }
+
+    /// The image whose clusters are what `map` shows: that itself, below whatever shows its disk.
+    pub(super) fn mapped(&self) -> Arc<DiskImage> {
+        Arc::clone(self.nested.as_ref().unwrap_or(&self.image))
     }
 
     /// Changes its settings; or, if it is to be read and written around the page cache from now on, or not any more, opens it

@@ -11,7 +11,7 @@ use super::shell::{Refusal, Shell};
 
 /// Runs `map`.
 pub(super) async fn map(shell: &mut Shell<'_>) -> Result<(), Fault> {
-    let image = shell.image()?;
+    let image = shell.device()?.mapped();
     let size = image.virtual_size();
     let failed =
         |error| Fault::Error(format!("Failed to get allocation status: {}", strerror(&error)));
@@ -45,7 +45,7 @@ pub(super) async fn alloc(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault
     let mut arguments = call.arguments.iter();
     let offset = number::bytes(arguments.next().ok_or(Fault::Usage)?)?;
     let count = arguments.next().map_or(Ok(SECTOR_LEN_BYTES), |text| number::bytes(text))?;
-    let image = shell.image()?;
+    let image = shell.device()?.mapped();
     // Behind the end of the disk there is nothing to look at; the sum is of what could be.
     let count = count.min(image.virtual_size().saturating_sub(offset));
     let failed = |error| Refusal::Engine(error);

@@ -7,6 +7,7 @@
 mod access;
 mod aio;
 mod background;
+mod breaks;
 mod command;
 mod copy_on_read;
 mod device;

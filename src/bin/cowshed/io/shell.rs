@@ -17,7 +17,7 @@ use crate::secret::Secrets;
 
 use super::background::Background;
 use super::device::{Device, Opener};
-use super::fault::{Fault, strerror};
+use super::fault::{Fault, io_strerror, strerror};
 use super::report::{Report, dump};
 
 /// The state between two commands.
@@ -56,6 +56,8 @@ pub(super) enum Refusal {
     Engine(Error),
     /// The command itself did not let it happen; says why in C's words.
     Here(&'static str),
+    /// A request of the command's own failed.
+    System(io::Error),
 }
 
 impl From<Error> for Refusal {
@@ -108,6 +110,11 @@ impl<'a> Shell<'a> {
         Ok(self.session.out.flush()?)
     }
 
+    /// Shows from now on at once what is said.
+    pub(super) fn show_at_once(&mut self) {
+        self.is_watched = true;
+    }
+
     /// Ends a command: shows what it said, if a person watches.
     pub(super) fn end_of_command(&mut self) -> Result<(), Fault> {
         if let Some(error) = self.broken.take() {
@@ -135,6 +142,11 @@ impl<'a> Shell<'a> {
     /// Starts a request of the background.
     pub(super) async fn start(&mut self, request: impl Future<Output = Finished> + 'static) {
         self.background.start(request).await;
+    }
+
+    /// Lets the requests of the background go on as far as they get without waiting.
+    pub(super) async fn start_what_can(&mut self) {
+        self.background.go_on().await;
     }
 
     /// Waits for all requests of the background.
@@ -186,6 +198,7 @@ impl Refusal {
                 }
                 format!("{doing} failed: {}", strerror(error))
             }
+            Self::System(error) => format!("{doing} failed: {}", io_strerror(error)),
             Self::Here(text) => format!("{doing} failed: {text}"),
         }
     }

@@ -37,6 +37,10 @@ pub(crate) fn named(name: &OsStr) -> Result<Named, String> {
         b"file" if behind.is_empty() => Err("The 'file' block driver requires a file name".into()),
         b"file" => Ok(Named::File(path_of(behind))),
         b"json" => json::parse(behind).map(Named::Options),
+        b"blkdebug" => {
+            let name = name.to_string_lossy().into_owned();
+            Ok(Named::Options(Names::from([("file.filename".into(), name)])))
+        }
         b"null-co" if behind == b"//" => {
             Ok(Named::Options(Names::from([("driver".into(), "null-co".into())])))
         }

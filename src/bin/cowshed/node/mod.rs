@@ -1,20 +1,28 @@
-//! What an image lies in: a file; or, by its options alone, nothing at all (`null-co`) or another image.
+//! What an image lies in: a file; or, by its options alone, nothing at all (`null-co`), another image, or either below what
+//! lets requests fail (`blkdebug`).
 //!
 //! Nobody but the command line names anything but files: see [`Given`](crate::given::Given).
 
+mod debug;
 mod nested;
 mod null;
+mod rules;
 
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cowshed::image::{Format, Identity, Source};
 use cowshed::rt::DiskStorage;
 use cowshed::storage::{BoxStorage, Buf, SendStorage, StorageExtent, StorageLimits};
 
+use crate::open::DiskImage;
+
+pub(crate) use debug::Debug;
 pub(crate) use nested::Nested;
 pub(crate) use null::Null;
+pub(crate) use rules::{Event, IoType};
 
 /// What an image lies in. Clones are the same.
 #[derive(Clone)]
@@ -33,6 +41,12 @@ pub(crate) struct Other {
     /// What it is called.
     pub(crate) name: OsString,
     pub(crate) storage: BoxStorage,
+    /// What lets requests fail, if that is what it is.
+    pub(crate) debug: Option<Arc<Debug>>,
+    /// The image whose disk it is.
+    pub(crate) image: Option<Arc<DiskImage>>,
+    /// The file below it.
+    pub(crate) identity: Option<Identity>,
 }
 
 impl Node {
@@ -43,7 +57,23 @@ impl Node {
                 let (device, inode) = storage.identity();
                 Some(Identity(device, inode))
             }
-            Self::Other(_) => None,
+            Self::Other(other) => other.identity,
+        }
+    }
+
+    /// What lets requests fail, if anything does.
+    pub(crate) fn debug(&self) -> Option<&Arc<Debug>> {
+        match self {
+            Self::File(_) => None,
+            Self::Other(other) => other.debug.as_ref(),
+        }
+    }
+
+    /// The image whose disk it is.
+    pub(crate) fn image(&self) -> Option<&Arc<DiskImage>> {
+        match self {
+            Self::File(_) => None,
+            Self::Other(other) => other.image.as_ref(),
         }
     }
 

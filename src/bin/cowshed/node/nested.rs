@@ -13,8 +13,8 @@ pub(crate) struct Nested(Arc<DiskImage>);
 
 impl Nested {
     /// The disk of this image.
-    pub(crate) fn new(image: DiskImage) -> Self {
-        Self(Arc::new(image))
+    pub(crate) fn new(image: Arc<DiskImage>) -> Self {
+        Self(image)
     }
 
     /// How much of a range is on the disk.
