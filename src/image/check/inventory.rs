@@ -46,7 +46,7 @@ pub(super) struct Inventory {
     pub(super) l1: Vec<Segment>,
     /// The bitmaps' tables.
     bitmap_tables: Vec<Segment>,
-    /// Clusters of tables that are read as far as the file has them, and not counted because they end behind it.
+    /// Clusters of what is read as far as the file has it, and not counted because it ends behind it.
     pub(super) uncounted: Vec<Range<u64>>,
 }
 
@@ -54,6 +54,8 @@ pub(super) struct Inventory {
 struct Collector<'c, 't, O> {
     layout: &'c Layout,
     tally: &'c mut Tally<'t, O>,
+    /// Clusters of what ends behind the file, as far as the file has them.
+    uncounted: Vec<(Range<u64>, Weight)>,
 }
 
 impl<O: CheckObserver> Collector<'_, '_, O> {
@@ -65,6 +67,11 @@ impl<O: CheckObserver> Collector<'_, '_, O> {
         let (offset, len) = (range.start, range.end - range.start);
         if self.layout.is_past_end(offset, len) {
             self.tally.found(FindingKind::PastEnd { offset, len }, structure, offset, 1);
+            let there =
+                self.layout.clusters_of(offset, self.layout.file_len.saturating_sub(offset));
+            if !there.is_empty() {
+                self.uncounted.push((there, Weight::OTHER));
+            }
             return false;
         }
         let missing = self.layout.missing(range);
@@ -96,7 +103,7 @@ impl Inventory {
         source: &Source<'_, S>,
         tally: &mut Tally<'_, O>,
     ) -> Result<Self> {
-        let mut collector = Collector { layout, tally };
+        let mut collector = Collector { layout, tally, uncounted: Vec::new() };
         let mut regions = Vec::new();
         let mut add = |collector: &mut Collector<'_, '_, O>, structure, range: &Range<u64>| {
             if collector.is_counted(structure, range) {
@@ -119,21 +126,12 @@ impl Inventory {
         let mut l1 = vec![(layout.l1_table.clone(), Weight::ACTIVE)];
         l1.extend(snapshots.iter().map(|range| (range.clone(), Weight::OTHER)));
         let mut clusters = Vec::new();
-        let mut uncounted = Vec::new();
         for (structure, ranges) in
             [(Structure::SnapshotL1Table, &snapshots), (Structure::BitmapTable, &bitmaps)]
         {
             let counted: Vec<_> = ranges
                 .iter()
-                .filter(|range| {
-                    let is_counted = collector.is_counted(structure, range);
-                    let file_end = layout.file_len.max(range.start);
-                    let there = layout.clusters_of(range.start, file_end - range.start);
-                    if !is_counted && !there.is_empty() && !range.is_empty() {
-                        uncounted.push((there, Weight::OTHER));
-                    }
-                    is_counted
-                })
+                .filter(|range| collector.is_counted(structure, range))
                 .map(|range| {
                     (layout.clusters_of(range.start, range.end - range.start), Weight::OTHER)
                 })
@@ -146,7 +144,10 @@ impl Inventory {
             clusters,
             l1: segments(&l1),
             bitmap_tables: segments(&tables),
-            uncounted: segments(&uncounted).into_iter().map(|segment| segment.range).collect(),
+            uncounted: segments(&collector.uncounted)
+                .into_iter()
+                .map(|segment| segment.range)
+                .collect(),
         })
     }
 

@@ -280,8 +280,8 @@ async fn run<S: Storage, O: CheckObserver>(
 
     if snapshots.corruptions > 0 && !fixed(tally).rebuild {
         let refcounts = Refcounts { layout: &loaded.layout, source: &loaded.source };
-        let room = snapshots::find_room(&snapshots, &inventory, &refcounts).await?;
-        fixed(tally).rebuild = room.is_none() || fixed(tally).past_end;
+        fixed(tally).rebuild = fixed(tally).past_end
+            || snapshots::find_room(&snapshots, &inventory, &refcounts).await?.is_none();
     }
     let mut reserved = None;
     if fixed(tally).rebuild && what == Repair::Leaks {
