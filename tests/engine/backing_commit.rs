@@ -12,12 +12,13 @@ use crate::support::sectors::{
     LEN, Model, SECTOR, SECTORS, check, check_by, given_up, reconfigure, write,
 };
 use crate::support::seeds::for_each_seed;
+use crate::support::three_files::ThreeFiles;
 use cowshed::format::Version;
 use cowshed::image::mutant::{Mutant, set};
 use cowshed::image::{
-    Answer, BackingCommit, BackingCommitOptions, CreateOptions, ExtentKind, Format, Gate, Image,
-    NewSnapshot, OpenOptions, Reference, RefuseAll, ResizeOptions, SnapshotSelector, Source,
-    WriteOptions, ZeroMode, create,
+    BackingCommit, BackingCommitOptions, CreateOptions, ExtentKind, Format, Image, NewSnapshot,
+    OpenOptions, RefuseAll, ResizeOptions, SnapshotSelector, Source, WriteOptions, ZeroMode,
+    create,
 };
 use cowshed::rt::{DiskStorage, FileOptions, FolderGate, open_storage};
 use cowshed::sim::{Executor, Faults, Progress, Random, SimStorage};
@@ -30,50 +31,6 @@ const SEEDS: u64 = 200;
 const SEEDS_OF_MUTANTS: u64 = 1000;
 /// About as many steps as a long commit takes.
 const STEPS_MAX: u64 = 400;
-
-/// The files of a chain by their names, the lowest one first.
-#[derive(Clone)]
-struct Chain<S> {
-    base: S,
-    middle: S,
-    middle_format: Format,
-    image: S,
-}
-
-impl<S: Storage + Clone> Gate for Chain<S> {
-    type Storage = S;
-
-    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<S>> {
-        let (storage, format) = match reference.name {
-            b"base" => (&self.base, Format::Raw),
-            _ => (&self.middle, self.middle_format),
-        };
-        let location = String::from_utf8_lossy(reference.name).into_owned();
-        let (storage, location) = (storage.clone(), location.into());
-        Ok(Answer::Open(Source { storage, format, location, identity: None }))
-    }
-}
-
-impl<S: Storage + Clone> Chain<S> {
-    async fn open(&self, write: bool) -> Result<Image<S>> {
-        let mut options = OpenOptions::default();
-        options.write = write.then(WriteOptions::default);
-        // So small that slices come and go.
-        options.cache.l2_cache_size = Some(8 << 10);
-        let source = Source::qcow2(self.image.clone(), "image");
-        Ok(Image::open(source, self, options).await?.image)
-    }
-
-    /// The backing file as an image of its own, or a snapshot of it.
-    async fn open_middle(&self, snapshot: Option<&[u8]>, write: bool) -> Result<Image<S>> {
-        let mut options = OpenOptions::default();
-        options.snapshot = snapshot.map(|name| SnapshotSelector::Name(name.to_vec()));
-        options.write = write.then(WriteOptions::default);
-        let (storage, location) = (self.middle.clone(), "middle".into());
-        let source = Source { storage, format: self.middle_format, location, identity: None };
-        Ok(Image::open(source, self, options).await?.image)
-    }
-}
 
 /// What the middle layer and the image are.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +61,7 @@ fn kind(random: &mut Random) -> Kind {
 }
 
 /// A chain with something of everything in it; its disk, and what the backing file's snapshot has.
-fn make(random: &mut Random, kind: Kind) -> (Chain<Arc<MemoryStorage>>, Vec<u8>, Vec<u8>) {
+fn make(random: &mut Random, kind: Kind) -> (ThreeFiles<Arc<MemoryStorage>>, Vec<u8>, Vec<u8>) {
     // It may be shorter than the image, if it may become longer.
     // A bitmap that was in use when the power went keeps it from that, as one of version 2 with a snapshot.
     let is_kept = kind.middle_has_snapshot && kind.version == Version::V2;
@@ -134,7 +91,8 @@ fn make(random: &mut Random, kind: Kind) -> (Chain<Arc<MemoryStorage>>, Vec<u8>,
         true => Arc::new(MemoryStorage::new(noise(random, middle_len / SECTOR))),
         false => new("base", Format::Raw, middle_len),
     };
-    let chain = Chain { base, middle, middle_format, image: new("middle", middle_format, LEN) };
+    let chain =
+        ThreeFiles { base, middle, middle_format, image: new("middle", middle_format, LEN) };
     let made = block_on(async {
         let mut kept = Vec::new();
         if !kind.middle_is_raw {
@@ -242,13 +200,14 @@ async fn commit<S: Storage>(
 
 /// What is left of the chain: sound, and the disk is one that may be.
 fn look(
-    chain: &Chain<Arc<MemoryStorage>>,
-    left: &Chain<SimStorage>,
+    chain: &ThreeFiles<Arc<MemoryStorage>>,
+    left: &ThreeFiles<SimStorage>,
     model: &Model,
     kept: &[u8],
-) -> std::result::Result<Chain<Arc<MemoryStorage>>, String> {
+) -> std::result::Result<ThreeFiles<Arc<MemoryStorage>>, String> {
     let memory = |storage: &SimStorage| Arc::new(MemoryStorage::new(storage.to_vec()));
-    let chain = Chain { image: memory(&left.image), middle: memory(&left.middle), ..chain.clone() };
+    let chain =
+        ThreeFiles { image: memory(&left.image), middle: memory(&left.middle), ..chain.clone() };
     check(&chain.image).map_err(|what| format!("the image: {what}"))?;
     if chain.middle_format == Format::Qcow2 {
         check(&chain.middle).map_err(|what| format!("the backing file: {what}"))?;
@@ -274,7 +233,7 @@ fn look(
 
 /// Asks whether the backing file has the disk, and the image nothing if it is to be empty.
 fn is_committed(
-    chain: &Chain<Arc<MemoryStorage>>,
+    chain: &ThreeFiles<Arc<MemoryStorage>>,
     make_empty: bool,
 ) -> std::result::Result<(), String> {
     let looked = block_on(async {
@@ -309,7 +268,7 @@ fn live(seed: u64) -> std::result::Result<bool, String> {
     let faults = if random.chance(300) { Faults::random(&mut random) } else { Faults::none() };
     let simulated =
         |storage: &MemoryStorage, faults| SimStorage::new(&executor, storage.to_vec(), faults);
-    let sim = Chain {
+    let sim = ThreeFiles {
         base: simulated(&chain.base, Faults::none()),
         // What fails is what is written to it: opening it is not what this is about.
         middle: simulated(&chain.middle, faults),
@@ -322,9 +281,9 @@ fn live(seed: u64) -> std::result::Result<bool, String> {
     let (mut writing, mut committing, mut changing) = (random.fork(), random.fork(), random.fork());
     let progress = executor.progress();
     let (mut steps, mut wrong) = (0, None);
-    let left = |sim: &Chain<SimStorage>, end: bool| {
+    let left = |sim: &ThreeFiles<SimStorage>, end: bool| {
         let of = |storage: &SimStorage| if end { storage.crash() } else { storage.crash_state() };
-        Chain { image: of(&sim.image), middle: of(&sim.middle), ..sim.clone() }
+        ThreeFiles { image: of(&sim.image), middle: of(&sim.middle), ..sim.clone() }
     };
     let stop = || {
         steps += 1;
@@ -378,7 +337,7 @@ fn live(seed: u64) -> std::result::Result<bool, String> {
         return Ok(true);
     }
     // Another one does all of it, with what is left.
-    let rest = Chain {
+    let rest = ThreeFiles {
         base: simulated(&chain.base, Faults::none()),
         middle: simulated(&there.middle, Faults::none()),
         image: simulated(&there.image, Faults::none()),
@@ -522,7 +481,7 @@ fn threads_write_while_it_goes_on_and_qemu_finds_the_disk() {
 }
 
 /// A chain of two disks, the upper one of which has data at the beginning and at its end.
-fn small(base_len: u64, len: u64) -> Chain<Arc<MemoryStorage>> {
+fn small(base_len: u64, len: u64) -> ThreeFiles<Arc<MemoryStorage>> {
     let new = |len: u64, backing: bool| {
         let mut options = CreateOptions::new(len);
         options.backing_file = backing.then(|| "middle".into());
@@ -532,7 +491,7 @@ fn small(base_len: u64, len: u64) -> Chain<Arc<MemoryStorage>> {
         storage
     };
     let (image, middle) = (new(len, true), new(base_len, false));
-    Chain { base: Arc::default(), middle, middle_format: Format::Qcow2, image }
+    ThreeFiles { base: Arc::default(), middle, middle_format: Format::Qcow2, image }
 }
 
 #[test]
@@ -666,7 +625,7 @@ fn a_snapshot_on_the_way_keeps_what_it_has_and_holds_it_up() {
 }
 
 /// Asks whether both the image and its backing file are full of a byte.
-fn is_disk(chain: &Chain<Arc<MemoryStorage>>, byte: u8, len: usize) {
+fn is_disk(chain: &ThreeFiles<Arc<MemoryStorage>>, byte: u8, len: usize) {
     for image in [block_on(chain.open(false)), block_on(chain.open_middle(None, false))] {
         let mut disk = vec![0; len];
         block_on(image.unwrap().read_at(&mut disk, 0)).unwrap();

@@ -9,11 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::support::qemu;
 use crate::support::sectors::{LEN, Model, SECTOR, SECTORS, check, given_up, reconfigure, write};
 use crate::support::seeds::for_each_seed;
+use crate::support::three_files::ThreeFiles;
 use cowshed::format::Version;
-use cowshed::image::{
-    Answer, CreateOptions, Format, Gate, Image, NewSnapshot, OpenOptions, Reference, Source,
-    StreamBase, WriteOptions, ZeroMode, create,
-};
+use cowshed::image::{CreateOptions, Format, Image, NewSnapshot, StreamBase, ZeroMode, create};
 use cowshed::sim::{Executor, Faults, Progress, Random, SimStorage};
 use cowshed::storage::{MemoryStorage, Storage};
 use cowshed::{Error, Result};
@@ -23,37 +21,6 @@ use futures::future::{join, join3};
 const SEEDS: u64 = 200;
 /// About as many steps as a long stream takes.
 const STEPS_MAX: u64 = 250;
-
-/// The files of a chain by their names, the lowest one first.
-#[derive(Clone)]
-struct Chain<S> {
-    base: S,
-    middle: S,
-    image: S,
-}
-
-impl<S: Storage + Clone> Gate for Chain<S> {
-    type Storage = S;
-
-    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<S>> {
-        let (storage, format) = match reference.name {
-            b"base" => (&self.base, Format::Raw),
-            _ => (&self.middle, Format::Qcow2),
-        };
-        let location = String::from_utf8_lossy(reference.name).into_owned();
-        let (storage, location) = (storage.clone(), location.into());
-        Ok(Answer::Open(Source { storage, format, location, identity: None }))
-    }
-}
-
-impl<S: Storage + Clone> Chain<S> {
-    async fn open(&self, write: bool) -> Result<Image<S>> {
-        let mut options = OpenOptions::default();
-        options.write = write.then(WriteOptions::default);
-        let source = Source::qcow2(self.image.clone(), "image");
-        Ok(Image::open(source, self, options).await?.image)
-    }
-}
 
 const BASE: StreamBase<'_> = StreamBase { depth: 2, name: b"base", format: b"raw" };
 
@@ -72,7 +39,7 @@ fn kind(random: &mut Random) -> Kind {
 }
 
 /// A chain with something of everything in it, and its disk.
-fn make(random: &mut Random, kind: Kind) -> (Chain<Arc<MemoryStorage>>, Vec<u8>) {
+fn make(random: &mut Random, kind: Kind) -> (ThreeFiles<Arc<MemoryStorage>>, Vec<u8>) {
     let new = |backing: &str, format: &str| {
         let mut options = CreateOptions::new(LEN as u64);
         options.cluster_size = kind.cluster_size;
@@ -88,8 +55,9 @@ fn make(random: &mut Random, kind: Kind) -> (Chain<Arc<MemoryStorage>>, Vec<u8>)
     let base_len = if random.toss() { LEN } else { SECTOR * random.index(SECTORS) };
     let base: Vec<u8> = (0..base_len / SECTOR).flat_map(|_| [byte(random); SECTOR]).collect();
     let (middle, image) = (new("base", "raw"), new("middle", "qcow2"));
-    let chain = Chain { base: Arc::new(MemoryStorage::new(base)), middle, image };
-    let below = Chain { image: Arc::clone(&chain.middle), ..chain.clone() };
+    let base = Arc::new(MemoryStorage::new(base));
+    let chain = ThreeFiles { base, middle, middle_format: Format::Qcow2, image };
+    let below = ThreeFiles { image: Arc::clone(&chain.middle), ..chain.clone() };
     let disk = block_on(async {
         for chain in [&below, &chain] {
             let image = chain.open(true).await?;
@@ -141,13 +109,13 @@ async fn stream<S: Storage>(
 
 /// What is left of the image, read with what it names below it.
 fn look(
-    chain: &Chain<Arc<MemoryStorage>>,
+    chain: &ThreeFiles<Arc<MemoryStorage>>,
     left: &SimStorage,
     model: &Model,
 ) -> std::result::Result<bool, String> {
     let left = Arc::new(MemoryStorage::new(left.to_vec()));
     check(&left)?;
-    let chain = Chain { image: left, ..chain.clone() };
+    let chain = ThreeFiles { image: left, ..chain.clone() };
     let read = block_on(async {
         let image = chain.open(false).await?;
         let mut disk = vec![0; LEN];
@@ -169,9 +137,10 @@ fn live(seed: u64) -> std::result::Result<bool, String> {
     let base = random.toss();
     let simulated =
         |storage: &MemoryStorage| SimStorage::new(&executor, storage.to_vec(), Faults::none());
-    let sim = Chain {
+    let sim = ThreeFiles {
         base: simulated(&chain.base),
         middle: simulated(&chain.middle),
+        middle_format: chain.middle_format,
         image: simulated(&chain.image),
     };
     let model = RefCell::new(Model::new(&disk));
@@ -219,8 +188,9 @@ fn live(seed: u64) -> std::result::Result<bool, String> {
         return Ok(true);
     }
     // Another one does the rest.
-    let rest = Chain { image: left, ..sim.clone() };
-    let rest = Chain { base: simulated(&chain.base), middle: simulated(&chain.middle), ..rest };
+    let rest = ThreeFiles { image: left, ..sim.clone() };
+    let rest =
+        ThreeFiles { base: simulated(&chain.base), middle: simulated(&chain.middle), ..rest };
     let again = async {
         let image = rest.open(true).await?;
         stream(&image, base, &mut streaming, &progress).await?;

@@ -24,6 +24,8 @@ pub mod qemu;
 pub mod sectors;
 pub mod seeds;
 pub mod tables;
+#[cfg(feature = "sim")]
+pub mod three_files;
 
 #[allow(unused_imports, reason = "each program uses a part of it")]
 pub use {

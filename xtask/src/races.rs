@@ -72,7 +72,8 @@ pub(crate) fn tsan(seconds: u64) -> Result<()> {
         test.env("RUSTFLAGS", "-Zsanitizer=thread")
             .env("TSAN_OPTIONS", "halt_on_error=1")
             .env("COWSHED_RACE_SECONDS", seconds.to_string())
-            .args(["test", "-Zbuild-std", "--target", &host, "--features", "sim,smol,tokio,file"])
+            .args(["test", "-Zbuild-std", "--target", &host, "--no-default-features"])
+            .args(["--features", "sim,smol,tokio,file"])
             .args(["--test", "engine", "--"])
             .args(THREAD_TESTS);
         // The mutant without a lock takes locks all the same, for a shorter time: nothing that is reported here.
