@@ -98,8 +98,8 @@ impl<S: Storage> Image<S> {
         // What lies behind the old end in its cluster was never the guest's, and what a backing file has there is not its
         // either.
         let cluster_end = old.next_multiple_of(top.layer.geometry.cluster_size()).min(size);
-        // Clusters that are made for it hide what lies below.
-        let is_hidden = preallocation != Preallocation::Off;
+        // Clusters that are made for it hide what lies below, but where each subcluster says for itself what hides it.
+        let is_hidden = preallocation != Preallocation::Off && !top.layer.geometry.extended_l2();
         let below = self.below_len();
         let zero_end = if is_hidden { cluster_end } else { size.min(below.max(cluster_end)) };
         if zero_end > old && (below > old || top.is_allocated(old).await?) {

@@ -229,6 +229,14 @@ fn resize_changes_the_size() {
 fn preallocation_begins_in_the_middle_of_a_cluster() {
     let folder = Folder::new();
     folder.write("base.raw", vec![1; 128 << 10]);
+    // Subclusters that are preallocated read what lies below, unless they say that they are zeros.
+    for mode in ["metadata", "falloc", "full"] {
+        folder.create(&["-b", "base.raw", "-F", "raw", "-o", "extended_l2=on"], "sub.qcow2", "31k");
+        let resize = ["resize", "-q", &format!("--preallocation={mode}"), "sub.qcow2", "200k"];
+        folder.cowshed_prints(&resize);
+        folder.qemu_img(&["check", "-q", "sub.qcow2"]);
+        folder.qemu_io("sub.qcow2", &["read -q -P 1 0 31k", "read -q -P 0 31k 169k"]);
+    }
     for size in ["31k", "33k"] {
         for new_size in ["96k", "128k", "200k"] {
             for mode in ["metadata", "falloc", "full"] {
