@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn vast_disk_has_longer_granules() {
         let changed = Changed::default();
-        changed.begin((GRANULES_MAX << GRANULE_BITS_MIN) + 1);
+        changed.begin((GRANULES_MAX + 1) << GRANULE_BITS_MIN);
         drop(changed.take());
         changed.mark(&(0..1));
         assert_eq!(changed.len_bytes(), 2 * GRANULE);
