@@ -5,13 +5,13 @@
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::qemu;
 use crate::support::sectors::{
     LEN, Model, SECTOR, SECTORS, check, check_by, given_up, reconfigure, write,
 };
 use crate::support::seeds::for_each_seed;
+use crate::support::threads::beside_threads;
 use crate::support::three_files::ThreeFiles;
 use cowshed::format::Version;
 use cowshed::image::mutant::{Mutant, set};
@@ -439,19 +439,8 @@ fn threads_write_while_it_goes_on_and_qemu_finds_the_disk() {
             let committer = executor.spawn(async move {
                 commit_all(&committing, make_empty).await.unwrap();
             });
-            let ended = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                for _ in 0..2 {
-                    scope.spawn(|| {
-                        while !ended.load(Ordering::Relaxed) {
-                            if !executor.try_tick() {
-                                std::thread::yield_now();
-                            }
-                        }
-                    });
-                }
-                block_on(executor.run(join(futures::future::join_all(tasks), committer)));
-                ended.store(true, Ordering::Relaxed);
+            beside_threads(&executor, 2, || {
+                block_on(executor.run(join(futures::future::join_all(tasks), committer)))
             });
             for sector in (0..SECTORS).filter(|sector| sector % 7 < 3) {
                 disk[sector * SECTOR..][..SECTOR].fill(sector as u8 | 1);

@@ -68,7 +68,8 @@ fn totals(report: &CheckReport) -> [u64; 8] {
     ]
 }
 
-fn exit_code(report: &CheckReport) -> i32 {
+/// What the command ends with.
+pub(super) fn exit_code(report: &CheckReport) -> i32 {
     match report {
         report if report.check_errors > 0 => 1,
         report if report.corruptions > 0 => 2,

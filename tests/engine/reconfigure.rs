@@ -5,7 +5,6 @@
 //! which another program writes, as the locks have not followed.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use std::time::Duration;
 use crate::support::data::Choices;
 use crate::support::medium::Medium;
 use crate::support::qemu;
+use crate::support::threads::beside_threads;
 use async_executor::Executor;
 use cowshed::cache::Cleaner;
 use cowshed::format::{Header, Incompatible};
@@ -162,17 +162,7 @@ fn settings_change_under_writers_on_threads_and_nobody_notices() {
         let steps = rounds * 12;
         let mut tasks: Vec<_> =
             (0..8).map(|task| executor.spawn(work(Arc::clone(&image), task, steps))).collect();
-        let ended = AtomicBool::new(false);
-        let disk = std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(|| {
-                    while !ended.load(Ordering::Relaxed) {
-                        if !executor.try_tick() {
-                            std::thread::yield_now();
-                        }
-                    }
-                });
-            }
+        let disk = beside_threads(&executor, threads - 1, || {
             let mut disk = vec![0; DISK_LEN as usize];
             cowshed::rt::block_on(executor.run(async {
                 let mut seeds = Choices::new(99);
@@ -192,7 +182,6 @@ fn settings_change_under_writers_on_threads_and_nobody_notices() {
                 }
                 image.close().await.unwrap();
             }));
-            ended.store(true, Ordering::Relaxed);
             disk
         });
         while !executor.is_empty() {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::check::exit_code;
 use crate::support::mutants::{Random, Tables, be, mutate, victims};
 use crate::support::open::MemoryGate;
 use crate::support::{Case, TestImage, cases, qemu};
@@ -58,15 +59,6 @@ fn check(bytes: &[u8]) -> cowshed::Result<(CheckReport, Log)> {
 
 /// Check errors, corruptions, leaks left, and corruptions and leaks repaired.
 type Totals = [u64; 5];
-
-fn exit_code(report: &CheckReport) -> i32 {
-    match report {
-        report if report.check_errors > 0 => 1,
-        report if report.corruptions > 0 => 2,
-        report if report.leaks > 0 => 3,
-        _ => 0,
-    }
-}
 
 /// What the command would end with, and print in JSON.
 fn outcome(after: &[u8], report: &RepairReport) -> (i32, Totals) {

@@ -4,11 +4,11 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::qemu;
 use crate::support::sectors::{LEN, Model, SECTOR, SECTORS, check, given_up, reconfigure, write};
 use crate::support::seeds::for_each_seed;
+use crate::support::threads::beside_threads;
 use crate::support::three_files::ThreeFiles;
 use cowshed::format::Version;
 use cowshed::image::{CreateOptions, Format, Image, NewSnapshot, StreamBase, ZeroMode, create};
@@ -241,19 +241,8 @@ fn threads_write_while_it_goes_on() {
                 let mut stream = streaming.stream(base.then_some(BASE)).unwrap();
                 while stream.step().await.unwrap().is_some() {}
             });
-            let ended = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                for _ in 0..2 {
-                    scope.spawn(|| {
-                        while !ended.load(Ordering::Relaxed) {
-                            if !executor.try_tick() {
-                                std::thread::yield_now();
-                            }
-                        }
-                    });
-                }
-                block_on(executor.run(join(futures::future::join_all(tasks), streamer)));
-                ended.store(true, Ordering::Relaxed);
+            beside_threads(&executor, 2, || {
+                block_on(executor.run(join(futures::future::join_all(tasks), streamer)))
             });
             block_on(image.close()).unwrap();
             for sector in (0..SECTORS).filter(|sector| sector % 7 < 3) {

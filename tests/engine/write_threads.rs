@@ -2,9 +2,9 @@
 //! written, whatever the others do, while a cleaner works and caches are small. QEMU finds nothing wrong afterwards.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::qemu;
+use crate::support::threads::beside_threads;
 use async_executor::Executor;
 use cowshed::image::{
     CreateOptions, Image, OpenOptions, RefuseAll, Source, WriteOptions, ZeroMode, create,
@@ -83,20 +83,8 @@ fn nobody_disturbs_the_bytes_of_another() {
             let executor = Executor::new();
             let tasks: Vec<_> =
                 (0..TASKS).map(|task| executor.spawn(work(Arc::clone(&image), task))).collect();
-            let ended = AtomicBool::new(false);
-            let models = std::thread::scope(|scope| {
-                for _ in 1..threads {
-                    scope.spawn(|| {
-                        while !ended.load(Ordering::Relaxed) {
-                            if !executor.try_tick() {
-                                std::thread::yield_now();
-                            }
-                        }
-                    });
-                }
-                let models = block_on(executor.run(futures::future::join_all(tasks)));
-                ended.store(true, Ordering::Relaxed);
-                models
+            let models = beside_threads(&executor, threads - 1, || {
+                block_on(executor.run(futures::future::join_all(tasks)))
             });
 
             let mut disk = vec![0; DISK_LEN as usize];

@@ -24,6 +24,7 @@ pub mod qemu;
 pub mod sectors;
 pub mod seeds;
 pub mod tables;
+pub mod threads;
 #[cfg(feature = "sim")]
 pub mod three_files;
 
