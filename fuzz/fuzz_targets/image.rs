@@ -1,5 +1,5 @@
-//! Any file, opened, mapped, read and checked, and each of its snapshots: nothing panics, hangs or takes memory without bound, and what the engine says
-//! of an image agrees with itself.
+//! Any file, opened, mapped, read and checked, and each of its snapshots: nothing panics, hangs or takes memory without
+//! bound, and what the engine says of an image agrees with itself.
 //!
 //! The oracles: bytes that `map` says are data at a host offset are the file's bytes there; what it says reads as zeros
 //! reads as zeros; a range read at once is the range read in pieces; an image that checks clean has no corrupt table.

@@ -10,7 +10,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering};
 /// The length of a granule is a power of two, of this one at least.
 const GRANULE_BITS_MIN: u32 = 16;
 
-/// No disk is cut into more granules when it is first looked at: a bit for each of them is half a MiB.
+/// No disk is cut into more whole granules when it is first looked at: a bit for each of them is half a MiB.
 const GRANULES_MAX: u64 = 1 << 22;
 
 /// How many words are looked at to find the end of a run.

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use crate::names::{Names, protocol_len, take_part, to_json};
+use crate::names::{Names, must_be_known, protocol_len, take_part, to_json};
 use crate::node::{Debug, Null};
 
 /// Options of a file that change nothing of what is in it; whether they have a value that QEMU knows is not looked at.
@@ -198,7 +198,7 @@ impl Place {
             let file = names.remove("filename");
             let file =
                 file.ok_or_else(|| format!("The '{driver}' block driver requires a file name"))?;
-            must_be_of_files(&names, &driver)?;
+            must_be_known(&names, &driver, &OF_FILES)?;
             return Ok(Self::File(file.into()));
         }
         if ![Null::DRIVER, Debug::DRIVER].contains(&&*driver) && !FORMATS.contains(&&*driver) {
@@ -217,16 +217,8 @@ impl Place {
         if !FILES.contains(&&*driver) {
             return Err(format!("the option file.driver={driver} is not supported"));
         }
-        must_be_of_files(&names, &driver)?;
+        must_be_known(&names, &driver, &OF_FILES)?;
         Ok(Self::File(file.to_owned()))
-    }
-}
-
-/// Refuses options that files do not have.
-fn must_be_of_files(names: &Names, driver: &str) -> Result<(), String> {
-    match names.keys().find(|name| !OF_FILES.contains(&name.as_str())) {
-        Some(name) => Err(format!("Block protocol '{driver}' doesn't support the option '{name}'")),
-        None => Ok(()),
     }
 }
 

@@ -81,6 +81,17 @@ pub(crate) fn take_part(names: &mut Names, part: &str) -> Names {
     part.into_iter().map(|(name, value)| (name[prefix.len()..].to_owned(), value)).collect()
 }
 
+/// Refuses options that the driver of a protocol does not have.
+///
+/// # Errors
+/// There is one, in QEMU's words.
+pub(crate) fn must_be_known(names: &Names, driver: &str, known: &[&str]) -> Result<(), String> {
+    match names.keys().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(format!("Block protocol '{driver}' doesn't support the option '{name}'")),
+        None => Ok(()),
+    }
+}
+
 /// Splits `name=value,name=value`; a comma in a value is doubled. The lines are warnings.
 pub(crate) fn parse(text: &str) -> (Names, Vec<String>) {
     let (mut names, mut warnings) = (Names::new(), Vec::new());

@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use cowshed::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
 use event_listener::Event as Signal;
 
-use crate::names::{Names, take_part};
+use crate::names::{Names, must_be_known, take_part};
 use crate::size;
 
 use super::Node;
@@ -65,8 +65,7 @@ impl Debug {
     pub(crate) fn is_seen(names: &Names) -> bool {
         names.keys().any(|name| {
             ["config", "opt-write-zero", "max-write-zero"].contains(&name.as_str())
-                || name.starts_with("inject-error.")
-                || name.starts_with("set-state.")
+                || Rules::has(name)
         })
     }
 
@@ -130,12 +129,7 @@ impl Debug {
         }
         rules.take(&mut names)?;
         let limits = Limits::take(&mut names)?;
-        if let Some(name) = names.keys().next() {
-            return Err(format!(
-                "Block protocol '{}' doesn't support the option '{name}'",
-                Self::DRIVER
-            ));
-        }
+        must_be_known(&names, Self::DRIVER, &[])?;
         let mut state = State { rules, number: 1, ..State::default() };
         // It is what happens when it is opened. Nobody waits for that.
         state.enter(Event::None);
@@ -232,10 +226,10 @@ impl State {
     fn enter(&mut self, event: Event) -> Vec<usize> {
         let number = self.number;
         let rules = self.rules.of(event, number);
-        let failing: Vec<_> =
-            rules.filter(|(_, action)| matches!(action, Action::Fail(_))).collect();
+        let failing = rules.filter(|(_, action)| matches!(action, Action::Fail(_)));
+        let failing: Vec<_> = failing.map(|(index, _)| index).collect();
         if !failing.is_empty() {
-            self.active = failing.into_iter().map(|(index, _)| index).collect();
+            self.active = failing;
         }
         if let Some(next) = self.rules.next_state(event, number) {
             self.number = next;
@@ -298,9 +292,7 @@ impl Limits {
         take("max-discard", discard_align.map_or(unit, |align| unit.max(align.into())))?;
         Ok(Self { align, transfer_len_max, zeroes_align, zeroes_len_max })
     }
-}
 
-impl Limits {
     /// How much of `len` zeros at `offset` is written at once, and whether as data.
     fn zeroes_part(&self, offset: u64, len: u64) -> (u64, bool) {
         let len_max = self.zeroes_len_max.map_or(u64::MAX, u64::from);

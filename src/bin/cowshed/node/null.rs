@@ -4,7 +4,7 @@ use std::io;
 
 use cowshed::storage::{Buf, SendStorage, StorageExtent, StorageExtentKind};
 
-use crate::names::Names;
+use crate::names::{Names, must_be_known};
 use crate::size;
 
 /// Its length where none is given, in bytes.
@@ -37,13 +37,8 @@ impl Null {
             Some("on") => true,
             Some(_) => return Err("Parameter 'read-zeroes' expects 'on' or 'off'".into()),
         };
-        match names.keys().next() {
-            Some(name) => Err(format!(
-                "Block protocol '{}' doesn't support the option '{name}'",
-                Self::DRIVER
-            )),
-            None => Ok(Self { len, reads_zeroes }),
-        }
+        must_be_known(&names, Self::DRIVER, &[])?;
+        Ok(Self { len, reads_zeroes })
     }
 }
 

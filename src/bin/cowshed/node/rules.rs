@@ -11,6 +11,10 @@ use crate::open;
 const ERROR_DEFAULT: i32 = 5;
 const SECTOR_LEN_BYTES: u64 = 512;
 
+/// The groups.
+const INJECT_ERROR: &str = "inject-error";
+const SET_STATE: &str = "set-state";
+
 /// What happens, as far as it can be seen from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -152,6 +156,12 @@ impl Event {
 }
 
 impl Rules {
+    /// Whether the option of this name is about a rule.
+    pub(super) fn has(option: &str) -> bool {
+        let group = option.split_once('.').map(|(group, _)| group);
+        group.is_some_and(|group| [INJECT_ERROR, SET_STATE].contains(&group))
+    }
+
     /// Takes the rules in a file: groups of options.
     ///
     /// # Errors
@@ -322,7 +332,3 @@ impl Rules {
         tags
     }
 }
-
-/// The groups.
-const INJECT_ERROR: &str = "inject-error";
-const SET_STATE: &str = "set-state";
