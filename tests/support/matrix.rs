@@ -4,7 +4,7 @@
 //! patterned writes, zeroes (plain and unmapping), discards and compressed writes, with snapshots and a resize in
 //! between. The same case is the same image every time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -205,25 +205,38 @@ pub fn small_matrix() -> impl Iterator<Item = TestImage> {
     images(cases().into_iter().step_by(13).collect())
 }
 
-/// Makes the images of `cases` on threads of their own; see [`matrix`].
+/// Makes the images of `cases` on threads of their own, and returns them in the order of `cases`; see [`matrix`].
 pub fn images(cases: Vec<Case>) -> impl Iterator<Item = TestImage> {
     let (made, images) = std::sync::mpsc::sync_channel(4);
-    let cases = std::sync::Arc::new(Mutex::new(cases.into_iter()));
+    let count = cases.len();
+    let cases = std::sync::Arc::new(Mutex::new(cases.into_iter().enumerate()));
     for _ in 0..MAKERS {
         let (made, cases) = (made.clone(), std::sync::Arc::clone(&cases));
         std::thread::spawn(move || {
             loop {
-                let Ok(Some(case)) = cases.lock().map(|mut cases| cases.next()) else { break };
+                let Ok(Some((index, case))) = cases.lock().map(|mut cases| cases.next()) else {
+                    break;
+                };
                 // A maker's panic must reach the test: an image that is missing is not an image that passes.
                 let image = std::panic::catch_unwind(|| case.make());
                 let failed = image.is_err();
-                if made.send(image).is_err() || failed {
+                if made.send((index, image)).is_err() || failed {
                     break;
                 }
             }
         });
     }
-    images.into_iter().map(|image| image.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    // The makers go on while one of them is slow: what the others make is kept here, which is never much.
+    let mut early = BTreeMap::new();
+    (0..count).map(move |wanted| {
+        loop {
+            if let Some(image) = early.remove(&wanted) {
+                break image;
+            }
+            let (index, image) = images.recv().expect("a maker");
+            early.insert(index, image.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+    })
 }
 
 /// Calls `check` with every image of the matrix, on [`MAKERS`] threads, and returns how many there were.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::{cargo, command, run, step};
+use crate::process::{cargo, command, run, run_tests, step};
 use crate::{Result, fuzz, paths, races, real_image, setup};
 
 /// Shows an image: by the command here, by the page in a browser.
@@ -66,13 +66,13 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
         suites.run("test the engine and the command", || {
             let mut tests = cargo();
             tests.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
-            run(tests.args(["--lib", "--bins"]).args(native_programs()?))
+            run_tests(tests.args(["--lib", "--bins"]).args(native_programs()?))
         });
         suites.run("test the documentation", || {
-            run(cargo().args(["test", "--workspace", "--all-features", "--doc"]))
+            run_tests(cargo().args(["test", "--workspace", "--all-features", "--doc"]))
         });
         suites.run("live in the simulator, optimised", || {
-            run(simulator().args(["--", "--nocapture"]))
+            run_tests(simulator().args(["--", "--nocapture"]))
         });
         suites.run("check the protocols of the cache and its cleaner", || races::model(None));
     }
@@ -81,7 +81,7 @@ pub(crate) fn test(engine: bool, browser: bool, fuzz: bool) -> Result<()> {
         package()?;
         page()?;
         suites.run("test the page in Chromium", || {
-            run(command("npm").current_dir(www()).args(["test", "--silent"]))
+            run_tests(command("npm").current_dir(www()).args(["test", "--silent"]))
         });
     }
     if fuzz {
@@ -221,13 +221,15 @@ fn page() -> Result<()> {
 
 fn wasm_tests() -> Result<()> {
     let driver = paths::program("chromedriver").ok_or("chromedriver is not installed")?;
-    run(command(wasm_pack()?)
-        .env("PATH", setup::wasm_path()?)
-        // In seconds; 20 are few where the machine has other work.
-        .env("WASM_BINDGEN_TEST_TIMEOUT", "300")
-        .args(["test", "--mode", "no-install", "--headless", "--chrome", "--chromedriver"])
-        .arg(driver)
-        .args(["--no-default-features", "--features", "browser"]))
+    run_tests(
+        command(wasm_pack()?)
+            .env("PATH", setup::wasm_path()?)
+            // In seconds; 20 are few where the machine has other work.
+            .env("WASM_BINDGEN_TEST_TIMEOUT", "300")
+            .args(["test", "--mode", "no-install", "--headless", "--chrome", "--chromedriver"])
+            .arg(driver)
+            .args(["--no-default-features", "--features", "browser"]),
+    )
 }
 
 /// The demonstration image, built once for each clone and version of its builder.

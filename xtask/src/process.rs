@@ -1,8 +1,9 @@
 //! Running programs, and saying so.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::{Result, paths};
@@ -41,6 +42,55 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         Ok(())
     } else {
         Err(format!("{} failed: {status}", shown(command)).into())
+    }
+}
+
+/// Runs tests to their end; they must succeed. The error says again what failed: in a long log nobody finds it.
+pub(crate) fn run_tests(command: &mut Command) -> Result<()> {
+    println!("    $ {}", shown(command));
+    let mut tests =
+        command.stdout(Stdio::piped()).spawn().map_err(|error| cannot_run(command, &error))?;
+    let mut failures = Failures::default();
+    for line in BufReader::new(tests.stdout.take().ok_or("no output")?).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        failures.line(&line);
+    }
+    let status = tests.wait()?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("{}\n{} failed: {status}", failures.told(), shown(command)).into())
+}
+
+/// What test programs say of the tests that failed, out of all that they print.
+#[derive(Default)]
+struct Failures {
+    lines: Vec<String>,
+    telling: bool,
+}
+
+impl Failures {
+    /// Lines that are repeated at most: an assertion may print a whole disk.
+    const LINES_MAX: usize = 400;
+    /// Characters of a line that are repeated at most.
+    const LINE_LEN_MAX: usize = 400;
+
+    fn line(&mut self, line: &str) {
+        // What `cargo test`, `node --test` and `wasm-bindgen-test` have above it.
+        let plain = line.trim_start();
+        if plain.starts_with("failures:") || plain.contains("failing tests:") {
+            self.telling = true;
+        } else if plain.starts_with("test result:") {
+            self.telling = false;
+        }
+        if self.telling && self.lines.len() < Self::LINES_MAX {
+            self.lines.push(line.chars().take(Self::LINE_LEN_MAX).collect());
+        }
+    }
+
+    fn told(&self) -> String {
+        self.lines.join("\n")
     }
 }
 

@@ -32,6 +32,8 @@ pub(in crate::image::check) struct Mending {
     pub(super) hides_references: bool,
     /// Something reaches behind the end of the file: clusters with a refcount of zero may be read all the same.
     pub(super) past_end: bool,
+    /// Entries of the snapshot table that lack extra data. They hide no references: QEMU's repair of leaks does not mind them.
+    pub(super) incomplete_snapshots: u64,
     /// What the comparison of refcounts added to the totals.
     pub(super) compared: Compared,
     /// Totals of what is mended.
@@ -93,6 +95,7 @@ impl Mending {
                 self.rebuild |= of_refcounts;
                 self.past_end = true;
             }
+            FindingKind::SnapshotIncomplete { .. } => self.incomplete_snapshots += finding.times,
             FindingKind::SnapshotTableBroken { .. } | FindingKind::BitmapDirectoryBroken { .. } => {
                 self.hides_references = true;
             }

@@ -347,8 +347,10 @@ async fn run<S: Storage, O: CheckObserver>(
     // Refcounts are raised before a flag says that a cluster may be overwritten.
     target.flush().await?;
 
+    let incomplete_snapshots = fixed(tally).incomplete_snapshots;
     let left = &tally.report;
-    let sound = left.check_errors == 0 && left.corruptions == 0 && left.leaks == 0;
+    let sound =
+        left.check_errors == 0 && left.corruptions == incomplete_snapshots && left.leaks == 0;
     let mends = what == Repair::All || sound;
     let refcounts = Refcounts { layout: &loaded.layout, source: &loaded.source };
     for window in differing {
