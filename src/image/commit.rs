@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::format::HostOffset;
-use crate::storage::Storage;
+use crate::storage::{For, Purpose, Storage};
 use crate::sync::Ordering;
 
 use super::Image;
@@ -261,7 +261,8 @@ impl<S: Storage> Top<'_, S> {
                 let landing = self.writer.settling.begin(None, File::Image, 0..u64::MAX);
                 let written = {
                     let metadata = &self.layer.metadata;
-                    blocks.write(metadata.storage(), metadata.blocks()).await
+                    let storage = For(metadata.storage(), Purpose::Refcounts);
+                    blocks.write(&storage, metadata.blocks()).await
                 };
                 landing.end();
                 written.map_err(|error| Error::storage("write", 0, cache.entry_bytes(), error))?;
@@ -277,7 +278,8 @@ impl<S: Storage> Top<'_, S> {
         let landing = self.writer.settling.begin(None, File::Image, 0..u64::MAX);
         let len = l2.len_bytes();
         let metadata = &self.layer.metadata;
-        let written = l2.write(metadata.storage(), metadata.blocks()).await;
+        let storage = For(metadata.storage(), Purpose::Mapping);
+        let written = l2.write(&storage, metadata.blocks()).await;
         landing.end();
         written.map_err(|error| Error::storage("write", 0, len, error))
     }

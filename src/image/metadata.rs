@@ -3,7 +3,7 @@
 use crate::cache::{Slice, TableCache};
 use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::HostOffset;
-use crate::storage::{Blocks, Buf, Storage};
+use crate::storage::{Blocks, Buf, For, Purpose, Storage};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Structures up to this length are looked for at hand first: opening an image that is in memory then waits for
@@ -106,8 +106,12 @@ impl<S: Storage> Metadata<S> {
         offset: HostOffset,
     ) -> Result<Slice> {
         self.must_hold(structure, offset.get(), cache.entry_bytes())?;
+        let purpose = match structure {
+            Structure::RefcountBlock => Purpose::Refcounts,
+            _ => Purpose::Mapping,
+        };
         cache
-            .get(&self.storage, offset)
+            .get(&For(&self.storage, purpose), offset)
             .await
             .map_err(|error| Error::storage("read", offset.get(), cache.entry_bytes(), error))
     }

@@ -12,7 +12,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use crate::crypt::SECTOR_LEN_BYTES;
 use crate::error::{Corrupt, CorruptKind, Error, Result, Structure};
 use crate::format::{CompressedCluster, HostOffset};
-use crate::storage::{Buf, Storage};
+use crate::storage::{Buf, For, Purpose, Storage};
 use crate::workers::{Workers, offload};
 
 use super::Image;
@@ -267,13 +267,16 @@ impl<S: Storage> Image<S> {
             (From::Host { host, guest }, _) => {
                 let (host, len) = (host.get(), piece.part.len() as u64);
                 match (layer.data_storage()?, layer.cipher()?) {
-                    (Some(storage), None) => Ok((Fetched::Own(read(storage, host, len).await?), 0)),
+                    (Some(storage), None) => {
+                        let bytes = read(&For(storage, Purpose::Data), host, len).await?;
+                        Ok((Fetched::Own(bytes), 0))
+                    }
                     (Some(storage), Some(cipher)) => {
                         // Whole sectors: clusters are made of them.
                         let before = host % SECTOR_LEN_BYTES;
                         let whole = (before + len).next_multiple_of(SECTOR_LEN_BYTES);
                         let (guest, host) = (guest - before, host - before);
-                        let mut bytes = read(storage, host, whole).await?;
+                        let mut bytes = read(&For(storage, Purpose::Data), host, whole).await?;
                         cipher.decrypt(guest, host, &mut bytes);
                         Ok((Fetched::Own(bytes), narrow(before)))
                     }
@@ -329,7 +332,10 @@ impl<S: Storage> Qcow2Layer<S> {
             Some(result) => {
                 result.map_err(|error| Error::storage("read", host.get(), len, error))?
             }
-            None => stream = read(self.metadata.storage(), host.get(), len).await?,
+            None => {
+                let storage = For(self.metadata.storage(), Purpose::Data);
+                stream = read(&storage, host.get(), len).await?;
+            }
         }
         let inflated = match workers {
             None => self.codec.inflate(&stream),

@@ -34,6 +34,10 @@ impl<S: Storage> Top<'_, S> {
         let shared = self.l1_entry(index)?.l2_table();
         let taken = self.take_clusters(1, Owner::Metadata).await?;
         let host = taken.host();
+        if self.is_lazy() {
+            // The references of data may stay behind; where they do, a repair has fewer tables to guess at. As QEMU.
+            self.write_all_refcounts().await?;
+        }
         match shared {
             None => self.zero_metadata(host, geometry.cluster_size()).await?,
             // Nobody changes a table that is shared, so the disk has what the cache has.

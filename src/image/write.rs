@@ -11,7 +11,7 @@ use futures::future::try_join3;
 use crate::crypt::SECTOR_LEN_BYTES;
 use crate::error::{Error, Result, Structure};
 use crate::format::{Autoclear, ClusterKind, CryptMethod, GuestOffset, HostOffset, L2Entry};
-use crate::storage::{Blocks, Storage};
+use crate::storage::{Blocks, For, Purpose, Storage};
 
 use super::Image;
 use super::claims::Claim;
@@ -91,7 +91,7 @@ impl<S: Storage> Change<'_, S> {
 
 impl<S: Storage> RawLayer<S> {
     async fn storage_write(&self, data: &[u8], at: u64) -> Result<()> {
-        let written = self.blocks.write(&self.storage, data, at).await;
+        let written = self.blocks.write(&For(&self.storage, Purpose::Data), data, at).await;
         written.map_err(|error| Error::storage("write", at, data.len() as u64, error))
     }
 }
@@ -630,7 +630,7 @@ impl<'a, S: Storage> Top<'a, S> {
         }
         let landing = self.writer.settling.begin(Some(request), file, range.clone());
         // Cancel: the range is unsettled.
-        let written = blocks.write(storage, data, host.get()).await;
+        let written = blocks.write(&For(storage, Purpose::Data), data, host.get()).await;
         landing.end();
         written.map_err(|error| Error::storage("write", host.get(), len, error))?;
         if file == File::Image {

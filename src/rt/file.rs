@@ -37,6 +37,7 @@ pub struct FileOptions {
     direct: bool,
     lock: LockMode,
     block_device: bool,
+    character_device: bool,
     create: bool,
     truncate: bool,
 }
@@ -81,6 +82,13 @@ impl FileOptions {
     #[must_use]
     pub fn block_device(mut self, block_device: bool) -> Self {
         self.block_device = block_device;
+        self
+    }
+
+    /// Whether a character device will do, not only a regular file. Its length is 0.
+    #[must_use]
+    pub fn character_device(mut self, character_device: bool) -> Self {
+        self.character_device = character_device;
         self
     }
 
@@ -567,7 +575,10 @@ impl Drop for Running<'_> {
 
 /// Nothing is opened but what its bytes can be read of at offsets, and nothing that was not asked for.
 fn check_kind(kind: std::fs::FileType, path: &Path, options: &FileOptions) -> io::Result<()> {
-    if kind.is_file() || (options.block_device && kind.is_block_device()) {
+    if kind.is_file()
+        || (options.block_device && kind.is_block_device())
+        || (options.character_device && kind.is_char_device())
+    {
         return Ok(());
     }
     Err(io::Error::new(

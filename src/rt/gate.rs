@@ -102,7 +102,8 @@ impl FolderGate {
     /// too. All others are opened for reading only, whatever the options say.
     #[must_use]
     pub fn options(mut self, options: &FileOptions) -> Self {
-        self.options = options.clone().create(false).truncate(false).block_device(false);
+        let files = options.clone().create(false).truncate(false);
+        self.options = files.block_device(false).character_device(false);
         self
     }
 

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Buf, SendStorage, Storage, StorageExtent, StorageLimits};
+use super::{Buf, Purpose, SendStorage, Storage, StorageExtent, StorageLimits};
 
 /// Any [`SendStorage`]. Clones are the same storage.
 #[derive(Clone)]
@@ -44,6 +44,8 @@ macro_rules! erase {
         trait $erased: $($super)* {
             fn read_at(&self, buf: Buf, offset: u64) -> $future<'_, Buf>;
             fn write_at(&self, buf: Buf, offset: u64) -> $future<'_, Buf>;
+            fn read_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> $future<'_, Buf>;
+            fn write_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> $future<'_, Buf>;
             fn write_zeroes(&self, offset: u64, len: u64) -> $future<'_, ()>;
             fn discard(&self, offset: u64, len: u64) -> $future<'_, ()>;
             fn flush(&self) -> $future<'_, ()>;
@@ -63,6 +65,14 @@ macro_rules! erase {
 
             fn write_at(&self, buf: Buf, offset: u64) -> $future<'_, Buf> {
                 Box::pin($storage::write_at(self, buf, offset))
+            }
+
+            fn read_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> $future<'_, Buf> {
+                Box::pin($storage::read_for(self, purpose, buf, offset))
+            }
+
+            fn write_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> $future<'_, Buf> {
+                Box::pin($storage::write_for(self, purpose, buf, offset))
             }
 
             fn write_zeroes(&self, offset: u64, len: u64) -> $future<'_, ()> {

@@ -31,6 +31,7 @@ mod blocks;
 mod buf;
 mod erased;
 mod memory;
+mod purpose;
 
 use std::future::Future;
 use std::io;
@@ -41,6 +42,8 @@ pub use blocks::Blocks;
 pub use buf::Buf;
 pub use erased::{BoxStorage, LocalBoxStorage};
 pub use memory::MemoryStorage;
+pub(crate) use purpose::For;
+pub use purpose::Purpose;
 
 /// What a storage asks of requests, and what suits it best. All lengths are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +114,32 @@ macro_rules! storage_trait {
             /// # Cancel safety
             /// A dropped write may still land until the next flush has returned.
             fn write_at(&self, buf: Buf, offset: u64) -> impl Future<Output = io::Result<Buf>> $($send)*;
+
+            /// As [`Self::read_at`], of bytes of which the reader says what they are. The default does not mind.
+            ///
+            /// # Errors
+            /// As [`Self::read_at`].
+            ///
+            /// # Cancel safety
+            /// As [`Self::read_at`].
+            fn read_for(&self, _purpose: Purpose, buf: Buf, offset: u64)
+                -> impl Future<Output = io::Result<Buf>> $($send)*
+            {
+                self.read_at(buf, offset)
+            }
+
+            /// As [`Self::write_at`], of bytes of which the writer says what they are. The default does not mind.
+            ///
+            /// # Errors
+            /// As [`Self::write_at`].
+            ///
+            /// # Cancel safety
+            /// As [`Self::write_at`].
+            fn write_for(&self, _purpose: Purpose, buf: Buf, offset: u64)
+                -> impl Future<Output = io::Result<Buf>> $($send)*
+            {
+                self.write_at(buf, offset)
+            }
 
             /// Makes `len` bytes from `offset` read as zeros, without giving up their space if the medium has a
             /// choice, extending the storage if it ends before.
@@ -240,6 +269,24 @@ macro_rules! delegate {
 
         fn write_at(&$self, buf: Buf, offset: u64) -> impl Future<Output = io::Result<Buf>> {
             $trait::write_at($to, buf, offset)
+        }
+
+        fn read_for(
+            &$self,
+            purpose: Purpose,
+            buf: Buf,
+            offset: u64,
+        ) -> impl Future<Output = io::Result<Buf>> {
+            $trait::read_for($to, purpose, buf, offset)
+        }
+
+        fn write_for(
+            &$self,
+            purpose: Purpose,
+            buf: Buf,
+            offset: u64,
+        ) -> impl Future<Output = io::Result<Buf>> {
+            $trait::write_for($to, purpose, buf, offset)
         }
 
         fn write_zeroes(&$self, offset: u64, len: u64) -> impl Future<Output = io::Result<()>> {

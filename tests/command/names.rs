@@ -141,6 +141,12 @@ fn options_say_what_the_backing_file_is() {
         folder.same(&["convert", "-O", "raw", "--image-opts", options, "out.raw"]);
     }
     assert_eq!(folder.read("out.raw")[0], 3);
+    // What JSON calls null is none at all.
+    let none = "json:{'driver': 'qcow2', 'file.filename': 'top.qcow2', 'backing': null}";
+    folder.same(&["convert", "-O", "raw", none, "none.raw"]);
+    folder.same(&["compare", none, "top.qcow2"]);
+    folder.same(&["map", "--output=json", none]);
+    folder.same_but_for_errors(&["commit", none]);
     // The command line's own names are the caller's, wherever they lie.
     std::fs::create_dir(folder.path("sub")).unwrap();
     std::fs::rename(folder.path("top.qcow2"), folder.path("sub/top.qcow2")).unwrap();

@@ -56,6 +56,9 @@ impl Given {
         reference: &Reference<'_>,
         writable: bool,
     ) -> cowshed::Result<Source<Node>> {
+        if self.is_without(reference) {
+            return Err(reference.refused("the options say that there is none"));
+        }
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(reference.depth);
         let mut given = options_of(self.opening.named(), reference);
         let driver = given.remove("driver");
@@ -83,6 +86,14 @@ impl Given {
         }
     }
 
+    /// Whether the options say that there is no such file.
+    fn is_without(&self, reference: &Reference<'_>) -> bool {
+        let name = "backing.".repeat(reference.depth);
+        let name = name.trim_end_matches('.');
+        reference.kind == ReferenceKind::BackingFile
+            && self.opening.named().get(name).is_some_and(String::is_empty)
+    }
+
     async fn in_folders(
         &self,
         reference: &Reference<'_>,
@@ -106,6 +117,9 @@ impl Gate for Given {
     type Storage = Node;
 
     async fn open(&self, reference: &Reference<'_>) -> cowshed::Result<Answer<Node>> {
+        if self.is_without(reference) {
+            return Ok(Answer::Zeros);
+        }
         let writable = self.opening.is_writable()
             && reference.kind == ReferenceKind::DataFile
             && reference.depth == 0;
@@ -128,7 +142,7 @@ fn options_of(named: &Names, reference: &Reference<'_>) -> Names {
     }
     let own = named.iter().filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?, value)));
     let is_deeper = |name: &str| name.starts_with("backing.") || name.starts_with("data-file.");
-    own.filter(|(name, _)| !is_deeper(name) && !name.ends_with("node-name"))
+    own.filter(|(name, _)| *name != "backing" && !is_deeper(name) && !name.ends_with("node-name"))
         .map(|(name, value)| (name.to_owned(), value.clone()))
         .collect()
 }

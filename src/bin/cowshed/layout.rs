@@ -20,6 +20,9 @@ const OF_FILES: [&str; 10] = [
     "x-check-cache-dropped",
 ];
 
+/// Those of them that no format has.
+const OF_FILES_ALONE: [&str; 3] = ["aio", "locking", "x-check-cache-dropped"];
+
 /// Drivers of files.
 const FILES: [&str; 3] = ["file", "host_device", "host_cdrom"];
 
@@ -83,6 +86,10 @@ impl Layout {
             for (name, value) in take_part(names, part) {
                 named.insert(format!("{part}.{name}"), value);
             }
+            // What JSON calls null: there is none, whatever the image says.
+            if part == "backing" && names.get(part).is_some_and(String::is_empty) {
+                named.extend(names.remove_entry(part));
+            }
             if let Some(node) = names.get(part) {
                 return Err(format!("Cannot find device='{node}' nor node-name='{node}'"));
             }
@@ -97,8 +104,8 @@ impl Layout {
             (Some(driver), Some(protocol)) => {
                 let filename = below.remove("filename");
                 below = std::mem::take(names);
-                for name in OF_FILES {
-                    names.extend(below.remove_entry(name));
+                for name in OF_FILES.iter().filter(|name| !OF_FILES_ALONE.contains(name)) {
+                    names.extend(below.remove_entry(*name));
                 }
                 below.insert("driver".to_owned(), driver);
                 let file = file.map(|file| file.to_string_lossy().into()).or(filename);

@@ -674,6 +674,8 @@ impl Opening {
             .direct(self.direct)
             .lock(lock)
             .block_device(true)
+            // Whoever names one has to say so.
+            .character_device(self.protocol.is_some_and(|driver| driver != "file"))
             .writable(writable)
             .volatile(self.volatile)
     }

@@ -2,7 +2,8 @@
 //! as a driver.
 
 use super::Pair;
-use crate::Folder;
+use crate::support::qemu;
+use crate::{Folder, text};
 
 /// An image with a backing file, a raw file, and files of rules.
 fn make(folder: &Folder) {
@@ -71,9 +72,48 @@ fn requests_fail_as_the_rules_say() {
         let open = open(options);
         pair.same_commands(&[], &[&[&*open][..], &commands].concat());
     }
-    // What happens inside a format cannot be seen from below it.
-    let (_, error) = pair.cowshed(&["-c", &open("rule.0.event=l2_load")]);
-    assert!(error[0].ends_with("the event 'l2_load' is not supported"), "{error:?}");
+    // Most of what happens inside a format cannot be seen from below it.
+    let (_, error) = pair.cowshed(&["-c", &open("rule.0.event=cluster_free")]);
+    assert!(error[0].ends_with("the event 'cluster_free' is not supported"), "{error:?}");
+}
+
+#[test]
+fn rules_tell_a_disks_bytes_from_tables() {
+    let pair = Pair::new(make);
+    let open = |rule: &str| {
+        let rule = rule.replace("rule.", "file.inject-error.0.");
+        format!("open -o driver=qcow2,file.driver=blkdebug,file.image.filename=a.qcow2,{rule}")
+    };
+    for (rule, commands) in [
+        ("rule.event=read_aio", ["map", "read 64k 64k", "read -P 3 0 64k"]),
+        ("rule.event=l2_load,rule.once=on", ["read 64k 1k", "read -P 7 64k 1k", "map"]),
+        ("rule.event=write_aio,rule.once=on", ["write -P 9 64k 4k", "write -P 8 64k 4k", "map"]),
+        ("rule.event=l2_update", ["write -P 9 64k 4k", "flush", "read -P 9 64k 4k"]),
+    ] {
+        pair.same_commands(&[], &[&[&*open(rule)][..], &commands].concat());
+    }
+    // Every write is flushed, unless a cache mode says that it need not be.
+    let open = open("rule.event=refblock_update_part,rule.once=on");
+    let write = "write -P 1 512k 64k";
+    let (said, _) =
+        pair.cowshed(&["-c", &open, "-c", write, "-c", write, "-c", "read -P 1 512k 64k"]);
+    assert_eq!(said[0], "write failed: Input/output error");
+    assert_eq!((said.len(), &*said[1]), (5, "wrote 65536/65536 bytes at offset 524288"));
+    pair.ours.qemu_img(&["check", "a.qcow2"]);
+}
+
+#[test]
+fn a_killed_writer_leaves_tables_with_their_references() {
+    let pair = Pair::new(|folder| folder.create(&["-o", "lazy_refcounts=on"], "a.qcow2", "1G"));
+    let commands = ["write 0 1k", "flush", "write 600M 128k", "flush", "sigraise 9"];
+    pair.same_commands(&["a.qcow2"], &commands);
+    let checked = |folder: &Folder| {
+        let check = qemu::output(qemu::qemu_img().args(["check"]).arg(folder.path("a.qcow2")));
+        (check.status.code(), text(&check.stdout), text(&check.stderr))
+    };
+    let ours = checked(&pair.ours);
+    assert_eq!(ours, checked(&pair.theirs));
+    assert_eq!(ours.0, Some(2), "refcounts of data are behind");
 }
 
 #[test]
@@ -124,6 +164,9 @@ fn copies_on_read_are_made_by_a_driver_and_can_fail() {
     let failing = "open -o driver=copy-on-read,file.driver=blkdebug,file.config=cor,\
                    file.image.driver=qcow2 a.qcow2";
     pair.same_commands(&[], &[failing, "read 64k 128k", "map"]);
+    // What the image has is read before something is copied, and not written again.
+    let beside = "open -C -o driver=blkdebug,config=cor,image.driver=qcow2 a.qcow2";
+    pair.same_commands(&[], &[beside, "read 64k 192k", "map"]);
     let failing = "open -C -o driver=blkdebug,config=cor-new,image.driver=qcow2 a.qcow2";
     pair.same_commands(&[], &[failing, "read 0 128k", "read 512k 64k", "map"]);
     let read_only = "open -r -o driver=copy-on-read,file.driver=qcow2 a.qcow2";

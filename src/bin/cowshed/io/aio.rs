@@ -29,7 +29,7 @@ pub(super) async fn read(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault>
     let (offset, len) = vector(options.operands())?;
     let image = shell.image()?;
     let start = Instant::now();
-    let copied = copy_on_read::before_read(shell, offset, len).await;
+    let copied = copy_on_read::copied(shell, offset, len).await;
     let request = async move {
         let mut bytes = vec![UNREAD; narrow(len)];
         let read = async {

@@ -14,13 +14,9 @@ use super::shell::{Refusal, Shell};
 /// The longest part that is copied at a time, in bytes.
 const PART_LEN_BYTES_MAX: u64 = 16 << 20;
 
-/// Prepares a read of the disk: if the image was opened with `-C`, copies what the read will find below it. Nobody may write
-/// meanwhile: waits for the requests of the background.
-pub(super) async fn before_read(
-    shell: &mut Shell<'_>,
-    offset: u64,
-    len: u64,
-) -> Result<(), Refusal> {
+/// Copies what a read of the disk finds below the image, if that was opened with `-C`. Nobody may write meanwhile: waits for
+/// the requests of the background.
+pub(super) async fn copied(shell: &mut Shell<'_>, offset: u64, len: u64) -> Result<(), Refusal> {
     let Some(device) = shell.device.as_ref().filter(|device| device.copies_on_read()) else {
         return Ok(());
     };

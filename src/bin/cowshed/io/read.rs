@@ -68,10 +68,6 @@ pub(super) async fn read(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault>
 
     let image = shell.image()?;
     let is_raw = shell.device()?.format == Format::Raw;
-    if !vm_state {
-        let copied = copy_on_read::before_read(shell, offset, count).await;
-        shell.check("read", copied)?;
-    }
     let mut bytes = vec![UNREAD; narrow(count)];
     let request = async {
         match vm_state {
@@ -82,6 +78,10 @@ pub(super) async fn read(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault>
     };
     let (result, elapsed) = shell.timed(request).await;
     shell.check("read", result)?;
+    if !vm_state {
+        let copied = copy_on_read::copied(shell, offset, count).await;
+        shell.check("read", copied)?;
+    }
 
     let range = narrow(from)..narrow(from + compared);
     let differs = pattern.is_some_and(|byte| bytes[range].iter().any(|&read| read != byte));
@@ -113,12 +113,12 @@ pub(super) async fn readv(shell: &mut Shell<'_>, call: Call) -> Result<(), Fault
     }
     let (offset, len) = vector(options.operands())?;
     let image = shell.image()?;
-    let copied = copy_on_read::before_read(shell, offset, len).await;
-    shell.check("readv", copied)?;
     let mut bytes = vec![UNREAD; narrow(len)];
     let request = async { image.read_at(&mut bytes, offset).await.map_err(Refusal::from) };
     let (result, elapsed) = shell.timed(request).await;
     shell.check("readv", result)?;
+    let copied = copy_on_read::copied(shell, offset, len).await;
+    shell.check("readv", copied)?;
 
     let differs = pattern.is_some_and(|byte| bytes.iter().any(|&read| read != byte));
     if differs {

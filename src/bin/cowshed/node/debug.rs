@@ -1,8 +1,8 @@
 //! `blkdebug`: passes requests on to what lies below it, but for those that are to fail, and those that are to wait until a
 //! command lets them go on.
 //!
-//! What a format wants with a request cannot be seen from below it: every read is a `read_aio`, every write a `write_aio`.
-//! Rules for what never happens here are refused.
+//! The events are those of requests, as far as the format says what they are for. Rules for what never happens here are
+//! refused.
 //!
 //! Source: QEMU, block/blkdebug.c.
 
@@ -11,7 +11,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cowshed::storage::{Buf, SendStorage, StorageExtent, StorageLimits};
+use cowshed::storage::{Buf, Purpose, SendStorage, StorageExtent, StorageLimits};
 use event_listener::Event as Signal;
 
 use crate::names::{Names, must_be_known, take_part};
@@ -314,14 +314,30 @@ fn say(line: fmt::Arguments<'_>) {
 }
 
 impl SendStorage for Debug {
+    async fn read_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> io::Result<Buf> {
+        match purpose {
+            Purpose::Mapping => self.happens(Event::L2Load).await,
+            Purpose::Refcounts => self.happens(Event::RefblockLoad).await,
+            _ => self.happens(Event::ReadAio).await,
+        }
+        SendStorage::read_at(self, buf, offset).await
+    }
+
+    async fn write_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> io::Result<Buf> {
+        match purpose {
+            Purpose::Mapping => self.happens(Event::L2Update).await,
+            Purpose::Refcounts => self.happens(Event::RefblockUpdatePart).await,
+            _ => self.happens(Event::WriteAio).await,
+        }
+        SendStorage::write_at(self, buf, offset).await
+    }
+
     async fn read_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        self.happens(Event::ReadAio).await;
         self.may(IoType::Read, offset, buf.len() as u64)?;
         SendStorage::read_at(&self.below, buf, offset).await
     }
 
     async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
-        self.happens(Event::WriteAio).await;
         self.happens(Event::Pwritev).await;
         self.may(IoType::Write, offset, buf.len() as u64)?;
         let written = SendStorage::write_at(&self.below, buf, offset).await;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use cowshed::image::{Format, Identity, Source};
 use cowshed::rt::DiskStorage;
-use cowshed::storage::{BoxStorage, Buf, SendStorage, StorageExtent, StorageLimits};
+use cowshed::storage::{BoxStorage, Buf, Purpose, SendStorage, StorageExtent, StorageLimits};
 
 use crate::open::DiskImage;
 
@@ -107,6 +107,14 @@ impl SendStorage for Node {
 
     async fn write_at(&self, buf: Buf, offset: u64) -> io::Result<Buf> {
         pass!(self, storage => SendStorage::write_at(storage, buf, offset).await)
+    }
+
+    async fn read_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> io::Result<Buf> {
+        pass!(self, storage => SendStorage::read_for(storage, purpose, buf, offset).await)
+    }
+
+    async fn write_for(&self, purpose: Purpose, buf: Buf, offset: u64) -> io::Result<Buf> {
+        pass!(self, storage => SendStorage::write_for(storage, purpose, buf, offset).await)
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {

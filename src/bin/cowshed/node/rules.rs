@@ -20,8 +20,15 @@ const SET_STATE: &str = "set-state";
 pub(crate) enum Event {
     /// It is opened.
     None,
+    /// A disk's own bytes are about to be read, or written.
     ReadAio,
     WriteAio,
+    /// A part of an L2 table is about to be read, or written.
+    L2Load,
+    L2Update,
+    /// A part of a refcount block is about to be read, or written.
+    RefblockLoad,
+    RefblockUpdatePart,
     Pwritev,
     PwritevZero,
     PwritevDone,
@@ -31,10 +38,14 @@ pub(crate) enum Event {
     CorWrite,
 }
 
-const EVENTS: [(&str, Event); 9] = [
+const EVENTS: [(&str, Event); 13] = [
     ("none", Event::None),
     ("read_aio", Event::ReadAio),
     ("write_aio", Event::WriteAio),
+    ("l2_load", Event::L2Load),
+    ("l2_update", Event::L2Update),
+    ("refblock_load", Event::RefblockLoad),
+    ("refblock_update_part", Event::RefblockUpdatePart),
     ("pwritev", Event::Pwritev),
     ("pwritev_zero", Event::PwritevZero),
     ("pwritev_done", Event::PwritevDone),
@@ -44,13 +55,11 @@ const EVENTS: [(&str, Event); 9] = [
 ];
 
 /// Events inside a format, of which nothing is seen below it.
-const UNSEEN: [&str; 36] = [
+const UNSEEN: [&str; 32] = [
     "l1_update",
     "l1_grow_alloc_table",
     "l1_grow_write_table",
     "l1_grow_activate_table",
-    "l2_load",
-    "l2_update",
     "l2_update_compressed",
     "l2_alloc_cow_read",
     "l2_alloc_write",
@@ -64,9 +73,7 @@ const UNSEEN: [&str; 36] = [
     "reftable_load",
     "reftable_grow",
     "reftable_update",
-    "refblock_load",
     "refblock_update",
-    "refblock_update_part",
     "refblock_alloc",
     "refblock_alloc_hookup",
     "refblock_alloc_write",
