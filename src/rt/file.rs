@@ -241,7 +241,8 @@ impl FileStorage {
                 writable: AtomicBool::new(options.writable),
                 lock: options.lock,
                 direct: options.direct,
-                volatile: options.volatile,
+                // A character device keeps nothing that could be made durable.
+                volatile: options.volatile || metadata.file_type().is_char_device(),
                 limits,
                 identity: (metadata.dev(), metadata.ino()),
                 at_once: AtomicBool::new(!options.direct),

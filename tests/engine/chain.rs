@@ -1,6 +1,7 @@
 //! Backing chains: as deep as they come, in loops, with layers that were refused, left or lost.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::support::open::{MemoryGate, open_in_memory, read_all};
 use crate::support::qemu;
@@ -78,9 +79,9 @@ struct Loop {
 }
 
 impl Gate for Loop {
-    type Storage = MemoryStorage;
+    type Storage = Arc<MemoryStorage>;
 
-    async fn open(&self, _: &Reference<'_>) -> Result<Answer<MemoryStorage>> {
+    async fn open(&self, _: &Reference<'_>) -> Result<Answer<Arc<MemoryStorage>>> {
         let source = self.gate.source("layer-1.qcow2", Format::Qcow2);
         Ok(Answer::Open(Source { identity: self.identity, ..source }))
     }
@@ -133,9 +134,9 @@ fn a_chain_that_was_left_is_an_error_where_it_is_needed() {
 struct Lost;
 
 impl Gate for Lost {
-    type Storage = MemoryStorage;
+    type Storage = Arc<MemoryStorage>;
 
-    async fn open(&self, _: &Reference<'_>) -> Result<Answer<MemoryStorage>> {
+    async fn open(&self, _: &Reference<'_>) -> Result<Answer<Arc<MemoryStorage>>> {
         Ok(Answer::Zeros)
     }
 }

@@ -15,6 +15,7 @@ use cowshed::cache::{Cleaner, mutant};
 use cowshed::image::{CreateOptions, Image, OpenOptions, RefuseAll, Source, WriteOptions, create};
 use cowshed::rt::SmolTimer;
 use cowshed::sim;
+use cowshed::storage::BoxStorage;
 use cowshed::timer::Timer;
 use futures::executor::block_on;
 use futures::future::{abortable, pending};
@@ -22,7 +23,7 @@ use futures::{FutureExt, pin_mut, poll};
 
 const DISK_LEN: u64 = 4 << 20;
 
-type TestImage = Image<Arc<Medium>>;
+type TestImage = Image<BoxStorage>;
 
 /// A timer that never rings: only a wake-up ends its sleep.
 struct Never;
@@ -58,7 +59,7 @@ fn open() -> (Arc<Medium>, Arc<TestImage>, Cleaner) {
     block_on(create(&medium, None, &options)).unwrap();
     let mut options = OpenOptions::default();
     options.write = Some(WriteOptions::default());
-    let source = Source::qcow2(Arc::clone(&medium), "image");
+    let source = Source::qcow2(BoxStorage::new(Arc::clone(&medium)), "image");
     let opened = block_on(Image::open(source, &RefuseAll::new(), options)).unwrap();
     block_on(opened.image.write_at(&[7; 4096], 0)).unwrap();
     (medium, Arc::new(opened.image), opened.cleaner.unwrap())
@@ -71,7 +72,7 @@ fn assert_closed(medium: &Arc<Medium>, image: Arc<TestImage>) {
     assert!(block_on(image.restart_cleaner()).is_none());
     drop(image);
     assert_eq!(Arc::strong_count(medium), 1, "something has kept the image");
-    let source = Source::qcow2(Arc::clone(medium), "image");
+    let source = Source::qcow2(BoxStorage::new(Arc::clone(medium)), "image");
     let again = block_on(Image::open(source, &RefuseAll::new(), OpenOptions::default())).unwrap();
     let mut bytes = [0; 4096];
     block_on(again.image.read_at(&mut bytes, 0)).unwrap();

@@ -476,7 +476,7 @@ impl Overlay {
     }
 
     /// Writes to it, leaves it as a file, and has QEMU check it.
-    fn change(&self, work: impl AsyncFnOnce(&Image<MemoryStorage>) -> Result<()>) {
+    fn change(&self, work: impl AsyncFnOnce(&Image<Disk>) -> Result<()>) {
         let dir = self.0.path();
         let gate = MemoryGate::new(dir);
         let mut options = OpenOptions::default();

@@ -10,6 +10,7 @@ use cowshed::storage::MemoryStorage;
 use cowshed::{Error, Result};
 use futures::Future;
 use futures::executor::block_on;
+use std::sync::Arc;
 
 /// A disk of 64 KiB in an image with clusters of 64 KiB: refcount table and L1 table, an L2 table, room for data.
 fn image(l2_entry: u64) -> Vec<u8> {
@@ -29,9 +30,9 @@ fn image(l2_entry: u64) -> Vec<u8> {
     bytes
 }
 
-fn source(bytes: Vec<u8>) -> Source<MemoryStorage> {
+fn source(bytes: Vec<u8>) -> Source<Arc<MemoryStorage>> {
     Source {
-        storage: MemoryStorage::new(bytes),
+        storage: Arc::new(MemoryStorage::new(bytes)),
         format: Format::Qcow2,
         location: "image.qcow2".into(),
         identity: Some(Identity(1, 1)),
@@ -110,9 +111,9 @@ fn stream_that_ends_before_the_cluster_does_is_an_error() {
 struct SameFile(Vec<u8>);
 
 impl Gate for SameFile {
-    type Storage = MemoryStorage;
+    type Storage = Arc<MemoryStorage>;
 
-    async fn open(&self, _: &Reference<'_>) -> Result<Answer<MemoryStorage>> {
+    async fn open(&self, _: &Reference<'_>) -> Result<Answer<Arc<MemoryStorage>>> {
         Ok(Answer::Open(source(self.0.clone())))
     }
 }

@@ -10,7 +10,7 @@ use cowshed::image::{
     Answer, CreateOptions, Format, Image, OpenOptions, Reference, RefuseAll, Source, WriteOptions,
     ZeroMode, create,
 };
-use cowshed::storage::{Buf, MemoryStorage, SendStorage, StorageLimits};
+use cowshed::storage::{BoxStorage, Buf, MemoryStorage, SendStorage, StorageLimits};
 use futures::executor::block_on;
 use futures::future::FutureExt;
 use futures::{pin_mut, poll};
@@ -138,17 +138,17 @@ impl SendStorage for Holding {
 
 const CLUSTER: usize = 4096;
 
-async fn open(storage: &Arc<Holding>) -> Image<Arc<Holding>> {
+async fn open(storage: &Arc<Holding>) -> Image<BoxStorage> {
     let mut options = CreateOptions::new(1 << 20);
     options.cluster_size = CLUSTER as u64;
     create(storage, None, &options).await.unwrap();
     let mut options = OpenOptions::default();
     options.write = Some(WriteOptions::default());
-    let source = Source::qcow2(Arc::clone(storage), "image");
+    let source = Source::qcow2(BoxStorage::new(Arc::clone(storage)), "image");
     Image::open(source, &RefuseAll::new(), options).await.unwrap().image
 }
 
-async fn read(image: &Image<Arc<Holding>>, cluster: u64) -> Vec<u8> {
+async fn read(image: &Image<BoxStorage>, cluster: u64) -> Vec<u8> {
     let mut bytes = vec![0xee; CLUSTER];
     image.read_at(&mut bytes, cluster * CLUSTER as u64).await.unwrap();
     bytes
@@ -161,7 +161,7 @@ enum Freeing {
     Unmap,
 }
 
-async fn free(image: &Image<Arc<Holding>>, how: Freeing) {
+async fn free(image: &Image<BoxStorage>, how: Freeing) {
     match how {
         Freeing::Discard => image.discard_at(0, CLUSTER as u64).await.unwrap(),
         Freeing::Unmap => {
@@ -286,7 +286,7 @@ fn close_waits_for_what_is_in_flight() {
         storage.let_go();
         write.await.unwrap();
         close.await.unwrap();
-        let source = Source::qcow2(Arc::clone(&storage), "image");
+        let source = Source::qcow2(BoxStorage::new(Arc::clone(&storage)), "image");
         let gate = RefuseAll::new();
         let again = Image::open(source, &gate, OpenOptions::default());
         assert!(read(&again.await.unwrap().image, 0).await == [4; CLUSTER]);
@@ -297,10 +297,10 @@ fn close_waits_for_what_is_in_flight() {
 struct DataGate(Arc<Holding>);
 
 impl cowshed::image::Gate for DataGate {
-    type Storage = Arc<Holding>;
+    type Storage = BoxStorage;
 
-    async fn open(&self, _reference: &Reference<'_>) -> cowshed::Result<Answer<Arc<Holding>>> {
-        let storage = Arc::clone(&self.0);
+    async fn open(&self, _reference: &Reference<'_>) -> cowshed::Result<Answer<BoxStorage>> {
+        let storage = BoxStorage::new(Arc::clone(&self.0));
         let format = Format::Raw;
         Ok(Answer::Open(Source { storage, format, location: "data".into(), identity: None }))
     }
@@ -316,7 +316,7 @@ fn space_in_a_data_file_is_given_up_when_no_power_loss_can_ask_for_it() {
         create(&storage, Some(&data), &options).await.unwrap();
         let mut options = OpenOptions::default();
         options.write = Some(WriteOptions::default());
-        let source = Source::qcow2(Arc::clone(&storage), "image");
+        let source = Source::qcow2(BoxStorage::new(Arc::clone(&storage)), "image");
         let gate = DataGate(Arc::clone(&data));
         let image = Image::open(source, &gate, options).await.unwrap().image;
         let discard = || image.discard_at(0, CLUSTER as u64);

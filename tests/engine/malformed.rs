@@ -82,15 +82,15 @@ impl Case {
     }
 }
 
-fn opened(bytes: Vec<u8>, snapshot: Option<&str>) -> Result<Image<MemoryStorage>> {
+fn opened(bytes: Vec<u8>, snapshot: Option<&str>) -> Result<Image<Arc<MemoryStorage>>> {
     let mut options = OpenOptions::default();
     options.references = References::Leave;
     options.snapshot = snapshot.map(|name| SnapshotSelector::Name(name.into()));
-    let source = Source::qcow2(MemoryStorage::new(bytes), "image.qcow2");
+    let source = Source::qcow2(Arc::new(MemoryStorage::new(bytes)), "image.qcow2");
     block_on(Image::open(source, &RefuseAll::new(), options)).map(|opened| opened.image)
 }
 
-fn read(image: &Image<MemoryStorage>, offset: u64) -> Result<Vec<u8>> {
+fn read(image: &Image<Arc<MemoryStorage>>, offset: u64) -> Result<Vec<u8>> {
     let mut sector = vec![0xa5; 512];
     block_on(image.read_at(&mut sector, offset)).map(|()| sector)
 }

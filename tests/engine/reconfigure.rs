@@ -21,7 +21,7 @@ use cowshed::image::{
     Source, WriteOptions, ZeroMode, create,
 };
 use cowshed::rt::{DiskStorage, FileOptions, SmolTimer, open_storage};
-use cowshed::storage::{Buf, Storage};
+use cowshed::storage::{BoxStorage, Buf, Storage};
 use cowshed::timer::Timer;
 use cowshed::{Error, Result};
 use futures::executor::block_on;
@@ -30,7 +30,7 @@ use futures::{FutureExt, pin_mut, poll};
 const DISK_LEN: u64 = 4 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 
-type TestImage = Image<Arc<Medium>>;
+type TestImage = Image<BoxStorage>;
 
 fn header(medium: &Medium) -> Header {
     let bytes = medium.memory.to_vec();
@@ -55,7 +55,7 @@ fn writable() -> OpenOptions {
 }
 
 fn open(medium: &Arc<Medium>, options: OpenOptions) -> (TestImage, Option<Cleaner>) {
-    let source = Source::qcow2(Arc::clone(medium), "image");
+    let source = Source::qcow2(BoxStorage::new(Arc::clone(medium)), "image");
     let opened = block_on(Image::open(source, &RefuseAll::new(), options)).unwrap();
     (opened.image, opened.cleaner)
 }

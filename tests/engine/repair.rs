@@ -109,7 +109,7 @@ fn disks(bytes: &[u8], dir: &Path) -> Disks {
             options.snapshot = Some(SnapshotSelector::Id(id.clone()));
         }
         let source = Source {
-            storage: MemoryStorage::new(bytes.to_vec()),
+            storage: Arc::new(MemoryStorage::new(bytes.to_vec())),
             format: Format::Qcow2,
             location: "image".into(),
             identity: None,
@@ -658,7 +658,7 @@ fn what_is_read_of_data_that_ends_behind_the_file_is_not_free() {
     assert!(report.rebuilt, "{report:?}");
     assert_kept(&before, &disks(&after, dir), "a compressed cluster at the end of the file");
     let read = block_on(async {
-        let source = Source::qcow2(MemoryStorage::new(after), "image");
+        let source = Source::qcow2(Arc::new(MemoryStorage::new(after)), "image");
         let opened = Image::open(source, &RefuseAll::new(), OpenOptions::default()).await;
         let mut read = vec![0; 4096];
         opened.unwrap().image.read_at(&mut read, 0).await.map(|()| read)

@@ -10,7 +10,7 @@ use crate::support::data::Choices;
 use crate::support::open::read_all;
 use crate::support::qemu;
 use cowshed::image::{Image, OpenOptions, RefuseAll, Source};
-use cowshed::storage::{Buf, MemoryStorage, SendStorage, StorageLimits};
+use cowshed::storage::{BoxStorage, Buf, MemoryStorage, SendStorage, StorageLimits};
 use futures::executor::block_on;
 
 /// A file in memory that notes what is asked of it.
@@ -25,7 +25,7 @@ struct Noted {
 }
 
 impl Noted {
-    fn open(bytes: Vec<u8>, limits: StorageLimits) -> (Arc<Self>, Image<Arc<Self>>) {
+    fn open(bytes: Vec<u8>, limits: StorageLimits) -> (Arc<Self>, Image<BoxStorage>) {
         let noted = Arc::new(Self {
             bytes: MemoryStorage::new(bytes),
             limits,
@@ -34,7 +34,7 @@ impl Noted {
             in_flight: 0.into(),
             in_flight_max: 0.into(),
         });
-        let source = Source::qcow2(Arc::clone(&noted), "image");
+        let source = Source::qcow2(BoxStorage::new(Arc::clone(&noted)), "image");
         let opened = block_on(Image::open(source, &RefuseAll::new(), OpenOptions::default()));
         noted.requests.lock().unwrap().clear();
         (noted, opened.unwrap().image)

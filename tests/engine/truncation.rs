@@ -11,18 +11,19 @@ use cowshed::image::{Answer, Format, Gate, Image, OpenOptions, Reference, Source
 use cowshed::storage::MemoryStorage;
 use cowshed::{Error, Result};
 use futures::executor::block_on;
+use std::sync::Arc;
 
 /// The folder of the image, read into memory.
 struct Folder<'a>(&'a TestImage);
 
 impl Gate for Folder<'_> {
-    type Storage = MemoryStorage;
+    type Storage = Arc<MemoryStorage>;
 
-    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<MemoryStorage>> {
+    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<Arc<MemoryStorage>>> {
         let name = std::str::from_utf8(reference.name).unwrap();
         let bytes = std::fs::read(self.0.dir.path().join(name)).unwrap();
         let format = if name.ends_with(".qcow2") { Format::Qcow2 } else { Format::Raw };
-        let source = Source { format, ..Source::raw(MemoryStorage::new(bytes), name) };
+        let source = Source { format, ..Source::raw(Arc::new(MemoryStorage::new(bytes)), name) };
         Ok(Answer::Open(source))
     }
 }
@@ -44,7 +45,7 @@ fn read_cut(test: &TestImage, len: u64, tally: &mut Tally) {
     tally.cuts += 1;
     let storage = MemoryStorage::new(bytes.clone());
     let checked = block_on(check_storage(&storage, &CheckOptions::default(), &mut ()));
-    let source = Source::qcow2(MemoryStorage::new(bytes), "image.qcow2");
+    let source = Source::qcow2(Arc::new(MemoryStorage::new(bytes)), "image.qcow2");
     let image = match block_on(Image::open(source, &Folder(test), OpenOptions::default())) {
         Ok(opened) => opened.image,
         Err(error) => {
@@ -92,7 +93,7 @@ fn assert_told(error: &Error) {
 /// Bytes that differ are zeros of a cluster whose data the file does not have, and the map says so.
 fn assert_data_missing(
     test: &TestImage,
-    image: &Image<MemoryStorage>,
+    image: &Image<Arc<MemoryStorage>>,
     len: u64,
     offset: u64,
     expected: &[u8],

@@ -1,6 +1,7 @@
 //! Opening a test image in memory: every file of its folder may be named by it, nothing else.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cowshed::Result;
 use cowshed::image::{
@@ -21,16 +22,21 @@ impl MemoryGate {
     }
 
     /// The file called `name`, in memory.
-    pub fn source(&self, name: &str, format: Format) -> Source<MemoryStorage> {
+    pub fn source(&self, name: &str, format: Format) -> Source<Arc<MemoryStorage>> {
         let bytes = std::fs::read(self.dir.join(name)).expect("a file of the test image");
-        Source { storage: MemoryStorage::new(bytes), format, location: name.into(), identity: None }
+        Source {
+            storage: Arc::new(MemoryStorage::new(bytes)),
+            format,
+            location: name.into(),
+            identity: None,
+        }
     }
 }
 
 impl Gate for MemoryGate {
-    type Storage = MemoryStorage;
+    type Storage = Arc<MemoryStorage>;
 
-    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<MemoryStorage>> {
+    async fn open(&self, reference: &Reference<'_>) -> Result<Answer<Arc<MemoryStorage>>> {
         let name = std::str::from_utf8(reference.name).expect("a name that QEMU wrote");
         assert!(!name.contains('/'), "test images name files in their own folder");
         let bytes = std::fs::read(self.dir.join(name)).expect("a file that the image names");
@@ -52,7 +58,7 @@ pub async fn open_in_memory(
     dir: &Path,
     name: &str,
     options: OpenOptions,
-) -> Result<Image<MemoryStorage>> {
+) -> Result<Image<Arc<MemoryStorage>>> {
     let gate = MemoryGate::new(dir);
     let source = gate.source(name, Format::Qcow2);
     Ok(Image::open(source, &gate, options).await?.image)
