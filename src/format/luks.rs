@@ -95,6 +95,11 @@ impl LuksHeader {
     /// Length in bytes of the header, without key material.
     pub const LEN: usize = 592;
 
+    /// Whether bytes begin as a header of this version does.
+    pub fn begins(bytes: &[u8]) -> bool {
+        bytes.len() >= 8 && bytes.starts_with(&MAGIC) && be16(bytes, 6) == VERSION
+    }
+
     /// Parses a header; `at` is its host offset, for the message.
     ///
     /// # Errors

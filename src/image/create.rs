@@ -15,6 +15,8 @@ mod clusters;
 mod options;
 mod sink;
 mod tables;
+#[cfg(feature = "encryption")]
+mod volume;
 
 use std::io;
 
@@ -32,6 +34,8 @@ pub(super) use clusters::refcount_clusters;
 pub use options::CreateOptions;
 #[cfg(feature = "encryption")]
 pub use options::Encryption;
+#[cfg(feature = "encryption")]
+pub use volume::create_luks_volume;
 
 /// Disks have whole sectors.
 const SECTOR_LEN_BYTES: u64 = 512;

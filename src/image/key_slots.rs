@@ -1,4 +1,4 @@
-//! Passphrases of an image that is encrypted with LUKS: added to its key slots, and erased from them.
+//! Passphrases of an image or a volume that is encrypted with LUKS: added to its key slots, and erased from them.
 //!
 //! # Crashes
 //!
@@ -7,12 +7,17 @@
 //!
 //! Matches qcrypto_block_luks_amend_options in QEMU's crypto/block-luks.c, with its texts.
 
+use std::sync::Arc;
+
 use crate::crypt::{Entropy, Secret, seal_slot};
 use crate::error::{Error, Result};
 use crate::format::{HostOffset, LuksHeader, LuksSlot};
 use crate::storage::Storage;
+use crate::workers::Workers;
 
 use super::Image;
+use super::luks_volume::LuksVolume;
+use super::metadata::Metadata;
 use super::options::OpenOptions;
 use super::unlock::luks::{Found, Keyring};
 use super::writer::{Target, Top};
@@ -72,34 +77,8 @@ impl<S: Storage> Image<S> {
         let Target::Qcow2(top) = &change.target else { return Err(not_luks()) };
         let _one = top.writer.commit.lock().await;
         let keyring = Keyring::load(top.layer).await?;
-        let index = match addition.slot {
-            Some(index) => in_range(index, &keyring.header)?,
-            None => {
-                let free = keyring.header.slots.iter().position(|slot| !slot.active);
-                free.ok_or_else(|| wrong("Can't add a keyslot - all keyslots are in use"))?
-            }
-        };
-        if !addition.force && keyring.header.slots[index].active {
-            return Err(wrong(format!(
-                "Refusing to overwrite active keyslot {index} - please erase it first"
-            )));
-        }
-        let (_, master_key) = self.find(&keyring, *top, &addition.old).await?;
-        let sealed =
-            seal_slot(&keyring.scheme, &master_key, &addition.new, addition.iterations, entropy)?;
-        // Cancel: a slot is not in use from here on, until it is whole.
-        let empty = LuksSlot::unused(keyring.header.slots[index].key_offset);
-        top.write_slot(&keyring, index, &empty).await?;
-        top.barrier().await?;
-        top.write_material(&keyring, &empty, &sealed.material).await?;
-        let mut slot = empty;
-        sealed.apply(&mut slot);
-        // A slot may lie in two sectors: what it says is there before it is in use.
-        top.write_slot(&keyring, index, &LuksSlot { active: false, ..slot }).await?;
-        top.barrier().await?;
-        top.write_slot(&keyring, index, &slot).await?;
-        top.barrier().await?;
-        Ok(index)
+        let (metadata, workers) = (&top.layer.metadata, self.workers.as_ref());
+        KeySlots { keyring, metadata, file: *top, workers }.add(addition, entropy).await
     }
 
     /// Erases passphrases of an image that is encrypted with LUKS, and what was derived from them. It is durable then.
@@ -116,37 +95,147 @@ impl<S: Storage> Image<S> {
         let Target::Qcow2(top) = &change.target else { return Err(not_luks()) };
         let _one = top.writer.commit.lock().await;
         let keyring = Keyring::load(top.layer).await?;
-        for index in self.to_erase(&keyring, *top, erasure).await? {
-            let empty = LuksSlot::unused(keyring.header.slots[index].key_offset);
-            top.write_slot(&keyring, index, &empty).await?;
-            top.barrier().await?;
+        let (metadata, workers) = (&top.layer.metadata, self.workers.as_ref());
+        KeySlots { keyring, metadata, file: *top, workers }.erase(erasure, entropy).await
+    }
+}
+
+impl<S: Storage> LuksVolume<S> {
+    /// Adds a passphrase to the volume, and returns its slot. It is durable then. As [`Image::add_key`].
+    ///
+    /// # Errors
+    /// As [`Image::add_key`].
+    ///
+    /// # Cancel safety
+    /// As [`Image::add_key`].
+    pub async fn add_key(
+        &self,
+        addition: &KeyAddition,
+        entropy: &mut dyn Entropy,
+    ) -> Result<usize> {
+        let _one = self.changing_keys.lock().await;
+        let (keyring, metadata) = (Keyring::load_of_volume(&self.metadata).await?, &self.metadata);
+        KeySlots { keyring, metadata, file: metadata, workers: self.workers.as_ref() }
+            .add(addition, entropy)
+            .await
+    }
+
+    /// Erases passphrases of the volume, and what was derived from them. It is durable then. As [`Image::erase_keys`].
+    ///
+    /// # Errors
+    /// As [`Image::erase_keys`].
+    ///
+    /// # Cancel safety
+    /// As [`Image::erase_keys`].
+    pub async fn erase_keys(&self, erasure: &KeyErasure, entropy: &mut dyn Entropy) -> Result<()> {
+        let _one = self.changing_keys.lock().await;
+        let (keyring, metadata) = (Keyring::load_of_volume(&self.metadata).await?, &self.metadata);
+        KeySlots { keyring, metadata, file: metadata, workers: self.workers.as_ref() }
+            .erase(erasure, entropy)
+            .await
+    }
+}
+
+/// What an encryption header is written to.
+trait HeaderFile {
+    async fn overwrite(&self, at: HostOffset, bytes: &[u8]) -> Result<()>;
+
+    /// Makes durable what was written before.
+    async fn barrier(&self) -> Result<()>;
+}
+
+impl<S: Storage> HeaderFile for Top<'_, S> {
+    async fn overwrite(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.overwrite_metadata(at, bytes).await
+    }
+
+    async fn barrier(&self) -> Result<()> {
+        Top::barrier(self).await
+    }
+}
+
+impl<S: Storage> HeaderFile for &Metadata<S> {
+    async fn overwrite(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
+        let (at, len) = (at.get(), bytes.len() as u64);
+        let written = self.blocks().write(self.storage(), bytes, at).await;
+        written.map_err(|error| Error::storage("write", at, len, error))
+    }
+
+    async fn barrier(&self) -> Result<()> {
+        let flushed = self.storage().flush().await;
+        flushed.map_err(|error| Error::storage("flush", 0, 0, error))
+    }
+}
+
+/// Key slots that are changed, by nobody else meanwhile.
+struct KeySlots<'a, S, F> {
+    keyring: Keyring,
+    metadata: &'a Metadata<S>,
+    file: F,
+    workers: Option<&'a Arc<dyn Workers>>,
+}
+
+impl<S: Storage, F: HeaderFile> KeySlots<'_, S, F> {
+    async fn add(&self, addition: &KeyAddition, entropy: &mut dyn Entropy) -> Result<usize> {
+        let header = &self.keyring.header;
+        let index = match addition.slot {
+            Some(index) => in_range(index, header)?,
+            None => {
+                let free = header.slots.iter().position(|slot| !slot.active);
+                free.ok_or_else(|| wrong("Can't add a keyslot - all keyslots are in use"))?
+            }
+        };
+        if !addition.force && header.slots[index].active {
+            return Err(wrong(format!(
+                "Refusing to overwrite active keyslot {index} - please erase it first"
+            )));
+        }
+        let (_, master_key) = self.find(&addition.old).await?;
+        let (scheme, iterations) = (&self.keyring.scheme, addition.iterations);
+        let sealed = seal_slot(scheme, &master_key, &addition.new, iterations, entropy)?;
+        // Cancel: a slot is not in use from here on, until it is whole.
+        let empty = LuksSlot::unused(header.slots[index].key_offset);
+        self.write_slot(index, &empty).await?;
+        self.file.barrier().await?;
+        self.write_material(&empty, &sealed.material).await?;
+        let mut slot = empty;
+        sealed.apply(&mut slot);
+        // A slot may lie in two sectors: what it says is there before it is in use.
+        self.write_slot(index, &LuksSlot { active: false, ..slot }).await?;
+        self.file.barrier().await?;
+        self.write_slot(index, &slot).await?;
+        self.file.barrier().await?;
+        Ok(index)
+    }
+
+    async fn erase(&self, erasure: &KeyErasure, entropy: &mut dyn Entropy) -> Result<()> {
+        let header = &self.keyring.header;
+        for index in self.to_erase(erasure).await? {
+            let empty = LuksSlot::unused(header.slots[index].key_offset);
+            self.write_slot(index, &empty).await?;
+            self.file.barrier().await?;
             // Cancel: the slot is not in use.
             // OK to unwrap: 256 KB at most.
-            let mut noise = vec![0; usize::try_from(keyring.header.material_len()).unwrap_or(0)];
+            let mut noise = vec![0; usize::try_from(header.material_len()).unwrap_or(0)];
             entropy.fill(&mut noise)?;
-            top.write_material(&keyring, &empty, &noise).await?;
-            top.barrier().await?;
+            self.write_material(&empty, &noise).await?;
+            self.file.barrier().await?;
         }
         Ok(())
     }
 
     /// Which slots are to be erased.
-    async fn to_erase(
-        &self,
-        keyring: &Keyring,
-        top: Top<'_, S>,
-        erasure: &KeyErasure,
-    ) -> Result<Vec<usize>> {
-        let slots = &keyring.header.slots;
+    async fn to_erase(&self, erasure: &KeyErasure) -> Result<Vec<usize>> {
+        let slots = &self.keyring.header.slots;
         let in_use = slots.iter().filter(|slot| slot.active).count();
         match (erasure.slot, &erasure.old) {
             (None, None) => Err(wrong(
                 "To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given",
             )),
             (Some(index), old) => {
-                in_range(index, &keyring.header)?;
+                in_range(index, &self.keyring.header)?;
                 if let Some(old) = old
-                    && !self.opens(keyring, top, index, old).await?
+                    && !self.opens(index, old).await?
                 {
                     return Err(wrong(format!(
                         "Given keyslot {index} doesn't contain the given old password for erase operation"
@@ -169,7 +258,7 @@ impl<S: Storage> Image<S> {
             (None, Some(old)) => {
                 let mut found = Vec::new();
                 for index in 0..slots.len() {
-                    if self.opens(keyring, top, index, old).await? {
+                    if self.opens(index, old).await? {
                         found.push(index);
                     }
                 }
@@ -189,36 +278,26 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    async fn find(&self, keyring: &Keyring, top: Top<'_, S>, secret: &Secret) -> Result<Found> {
+    async fn find(&self, secret: &Secret) -> Result<Found> {
         let limit = OpenOptions::KEY_ITERATIONS_MAX_DEFAULT;
-        let metadata = &top.layer.metadata;
-        let found = keyring.find(metadata, secret, limit, self.workers.as_ref()).await?;
+        let found = self.keyring.find(self.metadata, secret, limit, self.workers).await?;
         found.ok_or(Error::WrongKey)
     }
 
-    async fn opens(
-        &self,
-        keyring: &Keyring,
-        top: Top<'_, S>,
-        index: usize,
-        secret: &Secret,
-    ) -> Result<bool> {
+    async fn opens(&self, index: usize, secret: &Secret) -> Result<bool> {
         let limit = OpenOptions::KEY_ITERATIONS_MAX_DEFAULT;
-        let metadata = &top.layer.metadata;
-        let key = keyring.open(metadata, index, secret, limit, self.workers.as_ref()).await?;
+        let key = self.keyring.open(self.metadata, index, secret, limit, self.workers).await?;
         Ok(key.is_some())
     }
-}
 
-impl<S: Storage> Top<'_, S> {
-    async fn write_slot(&self, keyring: &Keyring, index: usize, slot: &LuksSlot) -> Result<()> {
-        let at = keyring.area.offset.get() + LuksHeader::slot_range(index).start as u64;
-        self.overwrite_metadata(HostOffset::new(at), &slot.encode()).await
+    async fn write_slot(&self, index: usize, slot: &LuksSlot) -> Result<()> {
+        let at = self.keyring.area.offset.get() + LuksHeader::slot_range(index).start as u64;
+        self.file.overwrite(HostOffset::new(at), &slot.encode()).await
     }
 
-    async fn write_material(&self, keyring: &Keyring, slot: &LuksSlot, bytes: &[u8]) -> Result<()> {
-        let at = keyring.area.offset.get() + slot.key_offset;
-        self.overwrite_metadata(HostOffset::new(at), bytes).await
+    async fn write_material(&self, slot: &LuksSlot, bytes: &[u8]) -> Result<()> {
+        let at = self.keyring.area.offset.get() + slot.key_offset;
+        self.file.overwrite(HostOffset::new(at), bytes).await
     }
 }
 

@@ -48,6 +48,8 @@ mod kernel;
 mod key_slots;
 mod l1;
 mod layer;
+#[cfg(feature = "encryption")]
+mod luks_volume;
 mod map;
 mod measure;
 mod merge;
@@ -96,15 +98,17 @@ pub use amend::AmendOptions;
 #[cfg(feature = "write")]
 pub use backing_commit::{BackingCommit, BackingCommitOptions};
 pub use bitmap::DirtyRanges;
-#[cfg(feature = "encryption")]
-pub use create::Encryption;
 pub use create::{CreateOptions, create};
+#[cfg(feature = "encryption")]
+pub use create::{Encryption, create_luks_volume};
 pub use detect::detect;
 pub use gate::{
     Answer, Derivation, Format, Gate, Identity, Locked, Reference, ReferenceKind, RefuseAll, Source,
 };
 #[cfg(all(feature = "encryption", feature = "write"))]
 pub use key_slots::{KeyAddition, KeyErasure};
+#[cfg(feature = "encryption")]
+pub use luks_volume::LuksVolume;
 pub use map::{Extent, ExtentKind, Extents};
 pub use measure::Measurement;
 pub use merge::Merge;
@@ -208,6 +212,18 @@ impl<S: Storage> Image<S> {
     /// The layers that are open, the image itself first.
     pub fn layers(&self) -> impl ExactSizeIterator<Item = LayerInfo<'_>> {
         (0..self.layers.len()).map(|depth| self.layer_info(depth))
+    }
+
+    /// What the layer at `depth` lies in; 0 is the image itself. Nothing must be written to it past the image.
+    ///
+    /// # Panics
+    /// If there are not so many layers.
+    #[must_use]
+    pub fn layer_storage(&self, depth: usize) -> &S {
+        match &self.layers[depth].body {
+            Body::Qcow2(layer) => layer.metadata.storage(),
+            Body::Raw(layer) => &layer.storage,
+        }
     }
 
     /// What the caches of each layer did so far, in the order of [`Self::layers`]; those of a raw layer did nothing.

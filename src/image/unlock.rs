@@ -67,9 +67,7 @@ impl<S: Storage> Qcow2Layer<S> {
         }
         let keyring = luks::Keyring::load(self).await?;
         let master_key = keyring.find_by(gate, &self.metadata, &key, options).await?;
-        let master_key = master_key.ok_or(Error::WrongKey)?;
-        // OK to unwrap: the key has the scheme's length.
-        DiskCipher::luks(&keyring.scheme, &master_key).ok_or(Error::WrongKey)
+        keyring.cipher(&master_key.ok_or(Error::WrongKey)?)
     }
 }
 
@@ -81,11 +79,14 @@ pub(super) mod luks {
 
     use zeroize::Zeroizing;
 
-    use crate::crypt::{LuksScheme, Secret, is_master_key, master_key_digest, open_slot, unseal};
+    use crate::crypt::{
+        DiskCipher, LuksScheme, SECTOR_LEN_BYTES, Secret, is_master_key, master_key_digest,
+        open_slot, unseal,
+    };
     use crate::error::{
         Corrupt, CorruptKind, Error, Result, Structure, Unsupported, UnsupportedKind,
     };
-    use crate::format::{CryptMethod, CryptoHeader, LuksHeader, LuksSlot};
+    use crate::format::{CryptMethod, CryptoHeader, HostOffset, LuksHeader, LuksSlot};
     use crate::image::gate::{Derivation, Gate};
     use crate::image::layer::Qcow2Layer;
     use crate::image::metadata::Metadata;
@@ -118,17 +119,41 @@ pub(super) mod luks {
             let len = area.len.min(LuksHeader::LEN as u64);
             let at = area.offset.get();
             let bytes = layer.metadata.load(Structure::CryptoHeader, at, len).await?;
-            let header = LuksHeader::parse(&bytes, area.offset)?;
+            Self::new(LuksHeader::parse(&bytes, area.offset)?, area)
+        }
+
+        /// Loads the header of a volume, which lies at the start of its file, before the payload.
+        pub(in crate::image) async fn load_of_volume<S: Storage>(
+            metadata: &Metadata<S>,
+        ) -> Result<Self> {
+            let bytes = metadata.load_some(0, LuksHeader::LEN as u64).await?;
+            let offset = HostOffset::new(0);
+            let header = LuksHeader::parse(&bytes, offset)?;
+            let len = header.payload_offset;
+            // A file has whole sectors to QEMU.
+            if len > metadata.file_len().next_multiple_of(SECTOR_LEN_BYTES) {
+                metadata.must_hold(Structure::CryptoHeader, 0, len)?;
+            }
+            Self::new(header, CryptoHeader { offset, len })
+        }
+
+        fn new(header: LuksHeader, area: CryptoHeader) -> Result<Self> {
             for (index, slot) in (0..).zip(&header.slots) {
                 let end = slot.key_offset + header.material_len();
                 if end > area.len {
                     let kind = CorruptKind::LuksSlotOutside { end, len: area.len };
-                    let corrupt = Corrupt::new(kind, Structure::CryptoHeader).at(at);
+                    let corrupt = Corrupt::new(kind, Structure::CryptoHeader).at(area.offset.get());
                     return Err(corrupt.entry(index).into());
                 }
             }
             let scheme = LuksScheme::of_header(&header, area.offset)?;
             Ok(Self { header, scheme, area })
+        }
+
+        /// The cipher of the disk, by its master key.
+        pub(in crate::image) fn cipher(&self, master_key: &[u8]) -> Result<DiskCipher> {
+            // OK to unwrap: the key has the scheme's length.
+            DiskCipher::luks(&self.scheme, master_key).ok_or(Error::WrongKey)
         }
 
         /// Tries the slots in use, the first one first.

@@ -54,6 +54,8 @@ mod format_round_trip;
 mod gate;
 mod isolation;
 mod kept_images;
+#[cfg(all(feature = "encryption", feature = "write", feature = "sim"))]
+mod luks_volume;
 mod malformed;
 mod overlap_checks;
 mod partitions;
