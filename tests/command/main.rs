@@ -23,6 +23,7 @@ mod gate;
 mod hostile;
 mod info;
 mod io;
+mod luks;
 mod map;
 mod matrix;
 mod measure;

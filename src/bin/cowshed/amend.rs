@@ -8,10 +8,11 @@ use cowshed::Error;
 use cowshed::format::Header;
 use cowshed::image::WriteOptions;
 
-use crate::amend_keys::KeyChange;
+use crate::amend_keys::{KeyChange, Locked};
 use crate::cli::Session;
 use crate::failure::Failure;
 use crate::format_options::{self, FormatOptions, OptionError};
+use crate::image_format::ImageFormat;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -56,7 +57,8 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     let asks_for_help = format_options::asks_for_help(&list);
     if let (true, Some(format)) = (asks_for_help, options::text(matches, "format")) {
         return match format {
-            "qcow2" => help(session),
+            "qcow2" => help(ImageFormat::Qcow2, session),
+            "luks" => help(ImageFormat::Luks, session),
             "raw" => Err(Failure::message(RAW)),
             other => Err(Failure::message(format!("Unknown file format '{other}'"))),
         };
@@ -75,23 +77,33 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     let progress = matches.get_flag("progress") && !quiet;
     open::block_on(async {
         let mut image = opening.open_and_warn(&name).await?;
-        let Some(header) = image.header() else {
-            return Err(Failure::image(&name, "", RAW));
+        let volume = image.layer_storage(0).volume().cloned();
+        let header = image.header();
+        let format = match (&header, &volume) {
+            (Some(_), _) => ImageFormat::Qcow2,
+            (None, Some(_)) => ImageFormat::Luks,
+            (None, None) => return Err(Failure::image(&name, "", RAW)),
         };
         if asks_for_help {
-            return help(session);
+            return help(format, session);
         }
         let wrong = |error: OptionError| {
             Failure::message(error.message).with_hint(error.hint.map(str::to_owned))
         };
-        let options = FormatOptions::parse_amend(&list).map_err(wrong)?;
+        let options = FormatOptions::parse_amend(format, &list).map_err(wrong)?;
         let mut progress = Progress::new(progress, PROGRESS_STEP)?;
         let failed = |reason: String| Failure::image(&name, "", reason);
         let (_, resolved) = opening.resolved(&name)?;
         let key = resolved.options_with_key().map_err(failed)?.key;
         let force = matches.get_flag("force");
         let keys = KeyChange { options: &options, secrets: opening.secrets(), key, force };
-        let amended = amend(&mut image, &header, &name, keys, session, &mut progress).await;
+        let amended = match (&header, &volume) {
+            (None, Some(volume)) => keys.make(Locked::Volume(volume)).await.map_err(failed),
+            (None, None) => Ok(()),
+            (Some(header), _) => {
+                amend(&mut image, header, &name, keys, session, &mut progress).await
+            }
+        };
         let closed = image.close().await;
         if amended.is_ok() {
             progress.complete()?;
@@ -103,8 +115,8 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     })
 }
 
-fn help(session: &mut Session) -> Result<u8, Failure> {
-    write!(session.out, "{}", format_options::amend_help())?;
+fn help(format: ImageFormat, session: &mut Session) -> Result<u8, Failure> {
+    write!(session.out, "{}", format_options::amend_help(format))?;
     Ok(0)
 }
 
@@ -131,7 +143,7 @@ async fn amend(
         return Err(failed("Cannot amend the backing file").with_hint(Some(hint)));
     }
     if changes_keys {
-        keys.make(image).await.map_err(|reason| failed(&reason))?;
+        keys.make(Locked::Image(image)).await.map_err(|reason| failed(&reason))?;
     }
     let mut shown = Ok(());
     let amended = image.amend(&amend, |done, total| {

@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use cowshed::image::Format;
 
 use crate::cli::Session;
 use crate::failure::Failure;
 use crate::format_options::{self, FormatOptions};
+use crate::image_format::ImageFormat;
 use crate::names::beside;
 use crate::new_image::{NewImage, identity};
 use crate::open::{self, Opening};
@@ -30,7 +30,7 @@ pub(crate) fn command() -> Command {
         .about("Make a new, empty image")
         .arg(
             options::value("format", 'f', "format", "FMT")
-                .help("Format of the image: raw (the default) or qcow2"),
+                .help("Format of the image: raw (the default), qcow2 or luks"),
         )
         .arg(
             options::value("options", 'o', "options", "OPTIONS")
@@ -71,7 +71,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     let list = format_options::join(lists).map_err(|error| Failure::message(error.message))?;
     let secrets = Secrets::from_matches(matches)?;
     let format_name = options::text(matches, "format").unwrap_or("raw");
-    let format = format(format_name);
+    let format = ImageFormat::from_name(format_name);
     let mut files = matches.get_many::<OsString>("files").into_iter().flatten();
     let name = files.next();
     if list.as_deref().is_some_and(format_options::asks_for_help) {
@@ -107,11 +107,15 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         }
         let wrong = |error| image.wrong_options(error);
         match format {
-            Format::Qcow2 => {
+            ImageFormat::Qcow2 => {
                 let options = format_options.create_options(&secrets).map_err(wrong)?;
                 image.create_qcow2(&options, &keep).await?;
             }
-            Format::Raw => {
+            ImageFormat::Luks => {
+                let options = format_options.luks_options(&secrets).map_err(wrong)?;
+                image.create_luks(&options).await?;
+            }
+            ImageFormat::Raw => {
                 let preallocation = format_options.raw_preallocation().map_err(wrong)?;
                 let size = format_options.size().unwrap_or_default();
                 image.create_raw(size, preallocation).await?;
@@ -119,11 +123,6 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         }
         Ok(0)
     })
-}
-
-/// The format of this name, if images can be made in it.
-pub(crate) fn format(name: &str) -> Option<Format> {
-    [Format::Qcow2, Format::Raw].into_iter().find(|format| format.name() == name)
 }
 
 /// A disk's size in bytes, in the words of `qemu-img` if it is none.
@@ -199,14 +198,14 @@ async fn look_at_backing(
     let mut backing = opening.clone().alone().open(&path).await.map_err(failed)?;
     let header = backing.header();
     // What it is itself made of must be there too. Encrypted images can only be looked at.
-    let is_encrypted =
-        header.as_ref().is_some_and(|h| h.crypt != cowshed::format::CryptMethod::None);
+    let is_encrypted = backing.layer_storage(0).volume().is_some()
+        || header.as_ref().is_some_and(|h| h.crypt != cowshed::format::CryptMethod::None);
     if !is_encrypted {
         backing = opening.open(&path).await.map_err(failed)?;
     }
     let Some(_) = format else {
         let layer = backing.layers().next();
-        let found = layer.map_or("raw", |layer| layer.format.name());
+        let found = layer.map_or("raw", |layer| backing.layer_storage(0).format_name(layer.format));
         let hint = format!("Detected format of {found}.");
         let message = "Backing file specified without backing format";
         return Err(match image.persona {

@@ -4,12 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use clap::{ArgMatches, Command};
-use cowshed::image::{Format, WriteOptions};
+use cowshed::image::WriteOptions;
 
 use crate::cli::Session;
-use crate::create;
 use crate::failure::{Failure, warn};
 use crate::format_options::FormatOptions;
+use crate::image_format::ImageFormat;
 use crate::new_image::NewImage;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
@@ -34,7 +34,7 @@ pub(crate) fn command() -> Command {
         .arg(options::format("format"))
         .arg(
             options::value("output-format", 'O', "output-format", "FMT")
-                .help("Format of the new image: raw (the default) or qcow2"),
+                .help("Format of the new image: raw (the default), qcow2 or luks"),
         )
         .args(options::opening())
         .arg(options::files("OPERAND..."))
@@ -54,8 +54,8 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
 
     open::block_on(async {
         let image = opening.open(input).await?;
-        let format =
-            create::format(format_name).ok_or_else(|| Failure::message("Unknown file format"))?;
+        let format = ImageFormat::from_name(format_name)
+            .ok_or_else(|| Failure::message("Unknown file format"))?;
         let blocks = operands.blocks(image.virtual_size());
         make(output, format, blocks.created_len, session.persona).await?;
         let target = Opening::new(session.persona)
@@ -164,18 +164,27 @@ fn number(
 }
 
 /// Makes the new image.
-async fn make(name: &OsStr, format: Format, size: u64, persona: Persona) -> Result<(), Failure> {
+async fn make(
+    name: &OsStr,
+    format: ImageFormat,
+    size: u64,
+    persona: Persona,
+) -> Result<(), Failure> {
     let doing = format!("{}: error while creating output image", name.display());
     let image = NewImage { name, persona, converting: None, volatile: false };
     let mut options = FormatOptions::parse(format, None).map_err(|e| image.wrong_options(e))?;
     options.set("size", size.to_string()).map_err(|error| image.wrong_options(error))?;
     let made = match format {
-        Format::Qcow2 => {
+        ImageFormat::Qcow2 => {
             let options = options.create_options(&Secrets::default());
             let options = options.map_err(|error| image.wrong_options(error))?;
             image.create_qcow2(&options, &[]).await
         }
-        Format::Raw => {
+        ImageFormat::Luks => match options.luks_options(&Secrets::default()) {
+            Ok(options) => image.create_luks(&options).await,
+            Err(error) => Err(image.wrong_options(error)),
+        },
+        ImageFormat::Raw => {
             let preallocation =
                 options.raw_preallocation().map_err(|error| image.wrong_options(error))?;
             image.create_raw(size, preallocation).await

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cowshed::crypt::{
     CipherAlgorithm, CipherMode, HashAlgorithm, Iterations, IvGenerator, LuksArea, LuksScheme,
-    iterations_for,
+    Secret, iterations_for,
 };
 use cowshed::image::Encryption;
 use cowshed::rt::SystemEntropy;
@@ -24,7 +24,7 @@ pub(crate) fn of(
     options: &FormatOptions,
     secrets: &Secrets,
 ) -> Result<Option<Encryption>, OptionError> {
-    let given = |name: &str| options.given(&format!("encrypt.{name}"));
+    let given = |name: &str| options.encryption(name);
     let format = match (given("format"), options.flag("encryption")) {
         (Some(_), true) => {
             let text = "'encrypt.format' and its alias 'encryption' can't be used at the same time";
@@ -43,18 +43,23 @@ pub(crate) fn of(
             secrets.passphrase(id)?;
             Ok(Some(Encryption::Aes))
         }
-        "luks" => {
-            let scheme = scheme(options)?;
-            let id = given("key-secret").ok_or_else(|| REQUIRED.to_owned())?;
-            let secret = secrets.passphrase(id)?;
-            scheme.validate().map_err(|error| open::reason(&error))?;
-            let iterations = Iterations::new(iterations(&scheme, given("iter-time")));
-            let area = SystemEntropy::open()
-                .and_then(|mut entropy| LuksArea::new(&scheme, &secret, iterations, &mut entropy));
-            Ok(Some(Encryption::Luks(area.map_err(|error| open::reason(&error))?)))
-        }
+        "luks" => Ok(Some(Encryption::Luks(area(options, secrets)?))),
         other => Err(format!("Parameter 'format' does not accept value '{other}'").into()),
     }
+}
+
+/// The encryption header that the options ask for.
+///
+/// # Errors
+/// As [`of`].
+pub(crate) fn area(options: &FormatOptions, secrets: &Secrets) -> Result<LuksArea, OptionError> {
+    let scheme = scheme(options)?;
+    let secret = passphrase(options, secrets)?;
+    scheme.validate().map_err(|error| open::reason(&error))?;
+    let iterations = Iterations::new(iterations(&scheme, options.encryption("iter-time")));
+    let area = SystemEntropy::open()
+        .and_then(|mut entropy| LuksArea::new(&scheme, &secret, iterations, &mut entropy));
+    area.map_err(|error| open::reason(&error).into())
 }
 
 /// The length of the encryption header that the options ask for; the secret must be there.
@@ -65,13 +70,17 @@ pub(crate) fn area_len_bytes(
     options: &FormatOptions,
     secrets: &Secrets,
 ) -> Result<u64, OptionError> {
-    if options.given("encrypt.format") != Some("luks") {
-        return Ok(0);
-    }
     let scheme = scheme(options)?;
-    let id = options.given("encrypt.key-secret").ok_or_else(|| REQUIRED.to_owned())?;
-    secrets.passphrase(id)?;
+    passphrase(options, secrets)?;
     Ok(LuksArea::len_bytes_for(&scheme))
+}
+
+fn passphrase(options: &FormatOptions, secrets: &Secrets) -> Result<Secret, OptionError> {
+    let id = options.encryption("key-secret").ok_or_else(|| {
+        let name = options.encryption_name("key-secret");
+        format!("Parameter '{name}' is required for cipher")
+    })?;
+    Ok(secrets.passphrase(id)?)
 }
 
 /// How many iterations take as long as `iter_time` milliseconds say.
@@ -98,6 +107,9 @@ fn scheme(options: &FormatOptions) -> Result<LuksScheme, OptionError> {
     let iv_generator = value(options, "ivgen-alg", IvGenerator::from_name)?;
     let iv_generator = iv_generator.unwrap_or(default.iv_generator);
     let iv_hash = value(options, "ivgen-hash-alg", HashAlgorithm::from_name)?;
+    if options.given("detached-header").is_some() {
+        return Err("Parameter 'detached-header' is unexpected".to_owned().into());
+    }
     Ok(LuksScheme {
         cipher: value(options, "cipher-alg", CipherAlgorithm::from_name)?.unwrap_or(default.cipher),
         mode: value(options, "cipher-mode", CipherMode::from_name)?.unwrap_or(default.mode),
@@ -115,7 +127,7 @@ fn value<T>(
     name: &str,
     from_name: impl Fn(&str) -> Option<T>,
 ) -> Result<Option<T>, OptionError> {
-    let Some(value) = options.given(&format!("encrypt.{name}")) else { return Ok(None) };
+    let Some(value) = options.encryption(name) else { return Ok(None) };
     match from_name(value) {
         Some(value) => Ok(Some(value)),
         None if LACKING.contains(&value) => {

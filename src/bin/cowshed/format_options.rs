@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 
+use cowshed::crypt::LuksArea;
 use cowshed::format::{Compression, Version};
-use cowshed::image::{AmendOptions, CreateOptions, Format, Preallocation};
+use cowshed::image::{AmendOptions, CreateOptions, Preallocation};
 
 use crate::encryption;
+use crate::image_format::ImageFormat;
 use crate::secret::Secrets;
 use crate::size::{self, SizeError};
 
@@ -86,8 +88,21 @@ const QCOW2: &[Known] = &[
         known("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
         "16",
     ),
-    of_file(known("nocow", Kind::Flag, "Turn off copy-on-write (valid only on btrfs)")),
+    of_file(NOCOW),
     of_file(EXTENT_SIZE_HINT),
+];
+
+/// Options that an existing LUKS volume can be given.
+const LUKS_AMEND: &[Known] = &[
+    known("iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    known("keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
+    known(
+        "new-secret",
+        Kind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    known("old-secret", Kind::Text, "Select all keyslots that match this password"),
+    known("state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
 ];
 
 /// Options that an existing qcow2 image can be given.
@@ -111,17 +126,34 @@ const QCOW2_AMEND: &[Known] = &[
     known("size", Kind::Size, "Virtual disk size"),
 ];
 
+/// Options of LUKS volumes, in the order in which `qemu-img create` prints them.
+const LUKS: &[Known] = &[
+    known("size", Kind::Size, "Virtual disk size"),
+    known("key-secret", Kind::Text, "ID of the secret that provides the keyslot passphrase"),
+    known("cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
+    known("cipher-mode", Kind::Text, "Name of encryption cipher mode"),
+    known("ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
+    known("ivgen-hash-alg", Kind::Text, "Name of IV generator hash algorithm"),
+    known("hash-alg", Kind::Text, "Name of encryption hash algorithm"),
+    known("iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    known("detached-header", Kind::Flag, "Create a detached LUKS header"),
+    of_file(NOCOW),
+    of_file(PREALLOCATION),
+    of_file(EXTENT_SIZE_HINT),
+];
+
 /// Options of raw images.
 const RAW: &[Known] = &[
     known("size", Kind::Size, "Virtual disk size"),
-    of_file(known("nocow", Kind::Flag, "Turn off copy-on-write (valid only on btrfs)")),
-    of_file(known(
-        "preallocation",
-        Kind::Text,
-        "Preallocation mode (allowed values: off, falloc, full)",
-    )),
+    of_file(NOCOW),
+    of_file(PREALLOCATION),
     of_file(EXTENT_SIZE_HINT),
 ];
+
+const NOCOW: Known = known("nocow", Kind::Flag, "Turn off copy-on-write (valid only on btrfs)");
+
+const PREALLOCATION: Known =
+    known("preallocation", Kind::Text, "Preallocation mode (allowed values: off, falloc, full)");
 
 const EXTENT_SIZE_HINT: Known =
     known("extent_size_hint", Kind::Size, "Extent size hint for the image file, 0 to disable");
@@ -198,9 +230,11 @@ impl From<String> for OptionError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum List {
     /// Those of a new image of this format.
-    New(Format),
+    New(ImageFormat),
     /// Those that an existing qcow2 image can be given.
     Amend,
+    /// Those that an existing LUKS volume can be given.
+    AmendVolume,
 }
 
 /// The options of a new image, or those that an image is to be given.
@@ -209,6 +243,15 @@ pub(crate) struct FormatOptions {
     list: List,
     /// Index of the option, and its value as it was given.
     given: Vec<(usize, String)>,
+}
+
+/// What a new LUKS volume is like.
+#[derive(Debug)]
+pub(crate) struct LuksOptions {
+    pub(crate) area: LuksArea,
+    /// The size of the disk in bytes.
+    pub(crate) size: u64,
+    pub(crate) preallocation: Preallocation,
 }
 
 /// Joins the lists of several `-o`.
@@ -238,7 +281,7 @@ pub(crate) fn asks_for_help(list: &str) -> bool {
 }
 
 /// What `-o help` prints: the options of the format, and of files, if a file is named.
-pub(crate) fn help(format: Format, with_file: bool) -> String {
+pub(crate) fn help(format: ImageFormat, with_file: bool) -> String {
     let known = known_options(List::New(format)).iter();
     let known = known.filter(|known| with_file || !known.of_file);
     let mut out = match with_file {
@@ -254,8 +297,9 @@ pub(crate) fn help(format: Format, with_file: bool) -> String {
 }
 
 /// What `-o help` prints for `amend`.
-pub(crate) fn amend_help() -> String {
-    format!("Amend options for 'qcow2':\n{}", described(QCOW2_AMEND.iter()))
+pub(crate) fn amend_help(format: ImageFormat) -> String {
+    let known = if format == ImageFormat::Luks { LUKS_AMEND } else { QCOW2_AMEND };
+    format!("Amend options for '{}':\n{}", format.name(), described(known.iter()))
 }
 
 /// Lines that describe options, by their names.
@@ -278,9 +322,11 @@ fn described<'a>(known: impl Iterator<Item = &'a Known>) -> String {
 
 fn known_options(list: List) -> &'static [Known] {
     match list {
-        List::New(Format::Qcow2) => QCOW2,
-        List::New(Format::Raw) => RAW,
+        List::New(ImageFormat::Qcow2) => QCOW2,
+        List::New(ImageFormat::Raw) => RAW,
+        List::New(ImageFormat::Luks) => LUKS,
         List::Amend => QCOW2_AMEND,
+        List::AmendVolume => LUKS_AMEND,
     }
 }
 
@@ -289,16 +335,19 @@ impl FormatOptions {
     ///
     /// # Errors
     /// What `qemu-img` says of one that does not exist, or of a value that is not of its kind.
-    pub(crate) fn parse(format: Format, list: Option<&str>) -> Result<Self, OptionError> {
+    pub(crate) fn parse(format: ImageFormat, list: Option<&str>) -> Result<Self, OptionError> {
         Self::parse_list(List::New(format), list.unwrap_or_default())
     }
 
-    /// Parses a list of options that an existing qcow2 image is to be given.
+    /// Parses a list of options that an existing qcow2 image or LUKS volume is to be given.
     ///
     /// # Errors
     /// As [`Self::parse`].
-    pub(crate) fn parse_amend(list: &str) -> Result<Self, OptionError> {
-        Self::parse_list(List::Amend, list)
+    pub(crate) fn parse_amend(format: ImageFormat, list: &str) -> Result<Self, OptionError> {
+        match format {
+            ImageFormat::Luks => Self::parse_list(List::AmendVolume, list),
+            ImageFormat::Qcow2 | ImageFormat::Raw => Self::parse_list(List::Amend, list),
+        }
     }
 
     fn parse_list(list: List, mut rest: &str) -> Result<Self, OptionError> {
@@ -327,11 +376,15 @@ impl FormatOptions {
     /// As [`Self::parse`].
     pub(crate) fn set(&mut self, name: &str, value: String) -> Result<(), OptionError> {
         let Some(index) = position(self.list, name) else {
-            let is_of_new = position(List::New(Format::Qcow2), name).is_some();
+            let is_of_new = match self.list {
+                List::New(_) => false,
+                List::Amend => position(List::New(ImageFormat::Qcow2), name).is_some(),
+                List::AmendVolume => position(List::New(ImageFormat::Luks), name).is_some(),
+            };
             let hint = "This option is only supported for image creation";
             return Err(OptionError {
                 message: format!("Invalid parameter '{name}'"),
-                hint: (self.list == List::Amend && is_of_new).then_some(hint),
+                hint: is_of_new.then_some(hint),
             });
         };
         check(&known_options(self.list)[index], &value)?;
@@ -422,6 +475,35 @@ impl FormatOptions {
         }
         options.encryption = encryption::of(self, secrets)?;
         Ok(options)
+    }
+
+    /// What the options mean for a LUKS volume. Making the encryption header takes the time that they say.
+    ///
+    /// # Errors
+    /// A value that does not exist, a secret that is not there, or what the system says.
+    pub(crate) fn luks_options(&self, secrets: &Secrets) -> Result<LuksOptions, OptionError> {
+        let preallocation = match self.given("preallocation") {
+            None => Preallocation::Off,
+            Some(name) => preallocation(name).ok_or_else(|| invalid_value(name))?,
+        };
+        let area = encryption::area(self, secrets)?;
+        if self.extent_size_hint() > EXTENT_SIZE_HINT_MAX {
+            return Err("Extent size hint is too large".to_owned().into());
+        }
+        Ok(LuksOptions { area, size: self.size().unwrap_or(0), preallocation })
+    }
+
+    /// The name of an option of encryption: for a format that is nothing else it has no prefix.
+    pub(crate) fn encryption_name(&self, name: &str) -> String {
+        match self.list {
+            List::New(ImageFormat::Luks) | List::AmendVolume => name.to_owned(),
+            List::New(_) | List::Amend => format!("encrypt.{name}"),
+        }
+    }
+
+    /// The value of an option of encryption that was given last.
+    pub(crate) fn encryption(&self, name: &str) -> Option<&str> {
+        self.given(&self.encryption_name(name))
     }
 
     /// What the options mean for an existing image, but for those of its encryption and its backing file.

@@ -13,7 +13,8 @@ use cowshed::format::{
     Autoclear, BitmapDirectoryEntry, BitmapFlags, Compatible, Compression, CryptMethod, Extension,
     Header, Incompatible, LuksHeader, Snapshot, Version,
 };
-use cowshed::image::{Identity, Reference, ReferenceKind, Source};
+use cowshed::image::{Identity, LuksVolume, Reference, ReferenceKind, Source};
+use cowshed::storage::Storage;
 
 use crate::cli::Session;
 use crate::escape;
@@ -141,6 +142,8 @@ struct Description {
     snapshots: Vec<Snapshot>,
     bitmaps: Vec<BitmapDirectoryEntry>,
     luks: Option<LuksHeader>,
+    /// The volume whose disk it is.
+    volume: Option<Arc<LuksVolume<Node>>>,
 }
 
 impl Description {
@@ -150,11 +153,13 @@ impl Description {
         protocol: Option<&'static str>,
     ) -> Result<Self, Failure> {
         let location = source.location.clone();
-        let (format, storage) = (source.format.name(), source.storage.clone());
+        let storage = source.storage.clone();
+        let format = storage.format_name(source.format);
         let failed = |reason: String| Failure::open(location.as_os_str(), reason);
         let image = opening.layer(source).await?;
-        let file = FileDescription::load(&image, &location, &storage)
-            .map_err(|error| failed(open::io_reason(&error)))?;
+        let volume = storage.volume().cloned();
+        let file = FileDescription::load(&image, &location, &storage);
+        let file = file.await.map_err(|error| failed(open::io_reason(&error)))?;
         let header = image.header();
         let backing_file = header.as_ref().and_then(|header| header.backing_file.clone());
         let backing_format =
@@ -172,6 +177,7 @@ impl Description {
                 false => Vec::new(),
             },
             luks: image.load_luks_header().await.map_err(|error| failed(open::reason(&error)))?,
+            volume,
             header,
             name: location.clone(),
             location,
@@ -183,7 +189,8 @@ impl Description {
     }
 
     fn is_encrypted(&self) -> bool {
-        self.header.as_ref().is_some_and(|header| header.crypt != CryptMethod::None)
+        let method = self.header.as_ref().map_or(CryptMethod::None, |header| header.crypt);
+        method != CryptMethod::None || self.volume.is_some()
     }
 
     /// The backing file's name as seen from here, by the letters, as QEMU joins it.
@@ -282,7 +289,7 @@ impl Description {
             ));
         }
         if let Some(specific) = self.specific() {
-            let specific = vec![("type", Json::text("qcow2")), ("data", specific)];
+            let specific = vec![("type", Json::text(self.format)), ("data", specific)];
             members.push(("format-specific", Json::Object(specific)));
         }
         let child = || Json::Object(vec![("name", Json::text("file")), ("info", self.file.json())]);
@@ -291,8 +298,11 @@ impl Description {
         Json::Object(members)
     }
 
-    /// What only qcow2 images have.
+    /// What only images of this format have.
     fn specific(&self) -> Option<Json> {
+        if let Some(volume) = &self.volume {
+            return Some(specific_of_volume(volume.header()));
+        }
         let header = self.header.as_ref()?;
         Some(specific(header, &self.bitmaps, self.luks.as_ref()))
     }
@@ -378,8 +388,13 @@ struct FileDescription {
 }
 
 impl FileDescription {
-    fn load(image: &DiskImage, location: &Path, storage: &Node) -> std::io::Result<Self> {
-        let len = image.layers().next().map_or(0, |layer| layer.file_len);
+    async fn load(image: &DiskImage, location: &Path, storage: &Node) -> std::io::Result<Self> {
+        let mut len = image.layers().next().map_or(0, |layer| layer.file_len);
+        let mut storage = storage;
+        if let Some(volume) = storage.volume() {
+            storage = volume.storage();
+            len = Storage::len(storage).await?;
+        }
         let len = len.next_multiple_of(512);
         let file = match storage {
             Node::File(storage) => storage.file(),
@@ -444,6 +459,17 @@ fn bitmap_json(bitmap: &BitmapDirectoryEntry) -> Json {
 }
 
 fn luks_json(luks: &LuksHeader) -> Json {
+    let mut members = luks_members(luks);
+    members.push(("format", Json::text("luks")));
+    Json::Object(members)
+}
+
+/// What only LUKS volumes have.
+pub(crate) fn specific_of_volume(luks: &LuksHeader) -> Json {
+    Json::Object(luks_members(luks))
+}
+
+fn luks_members(luks: &LuksHeader) -> Vec<(&'static str, Json)> {
     let slots = luks.slots.iter().map(|slot| {
         let mut members = vec![
             ("active", Json::Bool(slot.active)),
@@ -456,7 +482,6 @@ fn luks_json(luks: &LuksHeader) -> Json {
         Json::Object(members)
     });
     let mut members = vec![
-        ("format", Json::text("luks")),
         ("cipher-alg", Json::text(luks.cipher_algorithm())),
         ("cipher-mode", Json::text(luks.mode())),
         ("ivgen-alg", Json::text(luks.iv_generator().unwrap_or_default())),
@@ -470,5 +495,5 @@ fn luks_json(luks: &LuksHeader) -> Json {
     if let Some(hash) = luks.iv_hash() {
         members.push(("ivgen-hash-alg", Json::text(hash)));
     }
-    Json::Object(members)
+    members
 }

@@ -27,7 +27,7 @@ const OF_FILES_ALONE: [&str; 3] = ["aio", "locking", "x-check-cache-dropped"];
 const FILES: [&str; 3] = ["file", "host_device", "host_cdrom"];
 
 /// Drivers of formats.
-const FORMATS: [&str; 2] = ["qcow2", "raw"];
+const FORMATS: [&str; 3] = ["qcow2", "raw", "luks"];
 
 /// The driver that lets reads make an image's own what they find below it.
 const COPY_ON_READ: &str = "copy-on-read";

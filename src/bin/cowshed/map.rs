@@ -13,6 +13,7 @@ use crate::bitmap_map;
 use crate::cli::Session;
 use crate::escape;
 use crate::failure::Failure;
+use crate::node::Node;
 use crate::open;
 use crate::options::{self, Output};
 use crate::size::SIZE_MAX;
@@ -57,7 +58,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             bitmap_map::print(&image, bitmap, first..end, output, session).await?;
             return Ok(0);
         }
-        let layers: Vec<_> = image.layers().map(Layer::new).collect();
+        let layers = image.layers().enumerate();
+        let layers: Vec<_> =
+            layers.map(|(depth, info)| Layer::new(info, image.layer_storage(depth))).collect();
         let mut table = Table { output, layers: &layers, current: None };
         table.begin(session)?;
         let end = match length {
@@ -81,10 +84,13 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
 struct Layer<'a> {
     info: LayerInfo<'a>,
     file: PathBuf,
+    is_encrypted: bool,
 }
 
 impl<'a> Layer<'a> {
-    fn new(info: LayerInfo<'a>) -> Self {
+    fn new(info: LayerInfo<'a>, node: &Node) -> Self {
+        let method = info.header.as_ref().map_or(CryptMethod::None, |header| header.crypt);
+        let is_encrypted = method != CryptMethod::None || node.volume().is_some();
         let data_file = info.header.as_ref().and_then(|header| header.data_file());
         let file = match data_file {
             Some(name) => {
@@ -92,7 +98,7 @@ impl<'a> Layer<'a> {
             }
             None => info.location.to_owned(),
         };
-        Self { info, file }
+        Self { info, file, is_encrypted }
     }
 }
 
@@ -121,10 +127,8 @@ struct Row<'a> {
 impl<'a> Row<'a> {
     fn new(extent: &Extent, layers: &'a [Layer<'a>]) -> Self {
         let layer = &layers[extent.depth];
-        let header = layer.info.header.as_ref();
-        let is_encrypted = header.is_some_and(|header| header.crypt != CryptMethod::None);
         // What is encrypted is nowhere byte for byte.
-        let place = |host: HostOffset| (!is_encrypted).then_some((host.get(), &*layer.file));
+        let place = |host: HostOffset| (!layer.is_encrypted).then_some((host.get(), &*layer.file));
         let row = Row {
             start: extent.offset,
             len: extent.len,

@@ -4,14 +4,15 @@ use std::io::Write as _;
 
 use clap::{ArgAction, ArgMatches, Command};
 use cowshed::format::{BitmapDirectoryEntry, Version};
-use cowshed::image::{CreateOptions, ExtentKind, Format};
+use cowshed::image::{CreateOptions, ExtentKind};
 
 use crate::cli::Session;
 use crate::convert::{Wanted, open_snapshot};
-use crate::create::{format, image_size};
+use crate::create::image_size;
 use crate::encryption;
 use crate::failure::Failure;
 use crate::format_options::{self, FormatOptions, OptionError};
+use crate::image_format::ImageFormat;
 use crate::json::Json;
 use crate::open::{self, DiskImage, Opening};
 use crate::options::{self, Output};
@@ -39,7 +40,7 @@ pub(crate) fn command() -> Command {
         )
         .arg(
             value("target-format", 'O', "target-format", "FMT")
-                .help("Format of the new image: raw (the default) or qcow2"),
+                .help("Format of the new image: raw (the default), qcow2 or luks"),
         )
         .arg(
             value("options", 'o', "options", "OPTIONS")
@@ -89,7 +90,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             None => None,
         };
         let target_name = options::text(matches, "target-format").unwrap_or("raw");
-        let target = format(target_name)
+        let target = ImageFormat::from_name(target_name)
             .ok_or_else(|| Failure::message(format!("Unknown file format '{target_name}'")))?;
         let mut options = FormatOptions::parse(target, list.as_deref())
             .map_err(|error| wrong_options(error, target, session.persona))?;
@@ -99,11 +100,12 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         };
         options.set("size", size.to_string()).map_err(|error| Failure::message(error.message))?;
         let measured = match target {
-            Format::Raw => {
+            ImageFormat::Raw => {
                 let size = size.next_multiple_of(SECTOR_LEN_BYTES);
                 Measured { required: size, fully_allocated: size, bitmaps: None }
             }
-            Format::Qcow2 => measure(&options, image.as_ref(), opening.secrets()).await?,
+            ImageFormat::Luks => measure_volume(&options, size, opening.secrets())?,
+            ImageFormat::Qcow2 => measure(&options, image.as_ref(), opening.secrets()).await?,
         };
         measured.print(output, session)?;
         Ok(0)
@@ -137,12 +139,27 @@ impl Measured {
     }
 }
 
+/// All of a LUKS volume has its place.
+fn measure_volume(
+    options: &FormatOptions,
+    size: u64,
+    secrets: &Secrets,
+) -> Result<Measured, Failure> {
+    let area = encryption::area_len_bytes(options, secrets);
+    let area = area.map_err(|error| Failure::message(error.message))?;
+    let len = size.saturating_add(area);
+    Ok(Measured { required: len, fully_allocated: len, bitmaps: None })
+}
+
 async fn measure(
     options: &FormatOptions,
     image: Option<&DiskImage>,
     secrets: &Secrets,
 ) -> Result<Measured, Failure> {
-    let area = encryption::area_len_bytes(options, secrets);
+    let area = match options.given("encrypt.format") {
+        Some("luks") => encryption::area_len_bytes(options, secrets),
+        _ => Ok(0),
+    };
     let area = area.map_err(|error| Failure::message(error.message))?;
     let options = options.measure_options().map_err(|error| Failure::message(error.message))?;
     let wrong = |error: cowshed::Error| Failure::message(open::reason(&error));
@@ -215,7 +232,7 @@ fn bitmaps_len_bytes(
 }
 
 /// What is wrong with `-o`, in the order of `qemu-img`'s lines.
-fn wrong_options(error: OptionError, format: Format, persona: Persona) -> Failure {
+fn wrong_options(error: OptionError, format: ImageFormat, persona: Persona) -> Failure {
     let lines = format!("Invalid options for file format '{}'", format.name());
     match persona {
         Persona::Cowshed => Failure::message(error.message),

@@ -7,12 +7,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use cowshed::Error;
-use cowshed::image::{CreateOptions, Preallocation, create};
+use cowshed::image::{CreateOptions, Preallocation, create, create_luks_volume};
 use cowshed::rt::{FileOptions, FileStorage, LockMode};
 use cowshed::storage::{Buf, SendStorage as _};
 
 use crate::failure::Failure;
-use crate::format_options::OptionError;
+use crate::format_options::{LuksOptions, OptionError};
 use crate::names::{Named, named};
 use crate::open;
 use crate::persona::Persona;
@@ -107,6 +107,25 @@ impl NewImage<'_> {
                 io::ErrorKind::FileTooLarge => too_large(),
                 _ => self.failure(open::io_reason(&error)),
             }
+        })
+    }
+
+    /// Makes a LUKS volume. As [`Self::create_qcow2`].
+    ///
+    /// # Errors
+    /// [`Self::failure`].
+    pub(crate) async fn create_luks(self, options: &LuksOptions) -> Result<(), Failure> {
+        let LuksOptions { area, size, preallocation } = options;
+        let image = self.open(&self.path()?, &[])?;
+        let created = create_luks_volume(&image.storage, area, *size, *preallocation).await;
+        created.map_err(|error| {
+            image.remove();
+            self.failure(match &error {
+                Error::Storage { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => {
+                    "The requested file size is too large".to_owned()
+                }
+                error => open::reason(error),
+            })
         })
     }
 

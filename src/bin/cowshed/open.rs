@@ -4,16 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ArgMatches;
 use cowshed::Error;
 use cowshed::cache::CacheOptions;
+use cowshed::crypt::Secret;
 use cowshed::format::{CryptMethod, HostOffset};
 use cowshed::image::{
-    Extents, Format, Gate as _, Image, LayerInfo, OpenOptions, Opened, Reference, References,
-    SnapshotSelector, Source, WriteOptions, detect,
+    Extents, Gate as _, Image, LayerInfo, OpenOptions, Opened, Reference, References,
+    SnapshotSelector, Source, WriteOptions,
 };
 use cowshed::rt::{DiskStorage, FileOptions, FolderGate, LockError, LockMode, open_storage};
 use cowshed::storage::{Buf, Storage};
@@ -21,12 +22,13 @@ use cowshed::workers::Workers;
 
 use crate::failure::{Failure, warn};
 use crate::given::Given;
+use crate::image_format::ImageFormat;
 use crate::layout::{self, Layout, Place};
 use crate::names::{self, Named, Names, named};
 use crate::node::Node;
 use crate::options;
 use crate::persona::Persona;
-use crate::secret::{Keys, Secrets};
+use crate::secret::{self, Keys, Secrets};
 use crate::size::SIZE_MAX;
 use crate::unclean;
 use crate::wording;
@@ -277,7 +279,7 @@ impl Opening {
         let file = name.to_string_lossy();
         let names = [
             ("driver", format),
-            ("encrypt.key-secret", id),
+            (secret::option(format), id),
             ("file.driver", "file"),
             ("file.filename", &file),
         ];
@@ -350,6 +352,14 @@ impl Opening {
         let mut options = self.options.clone();
         options.key = self.keys.own()?;
         Ok(options)
+    }
+
+    /// The passphrase of a LUKS volume.
+    ///
+    /// # Errors
+    /// There is no such secret, or none is given where scripts expect to be told.
+    pub(crate) fn volume_key(&self, location: &Path) -> Result<Option<Secret>, String> {
+        self.keys.of_volume(location, self.persona)
     }
 
     /// Asks whether the passphrase opens an image of which the metadata alone is looked at, for scripts that expect it to be
@@ -486,7 +496,8 @@ impl Opening {
     /// [`Failure::open`].
     pub(crate) async fn open_and_warn(&self, name: &OsStr) -> Result<DiskImage, Failure> {
         let image = self.open(name).await?;
-        if image.header().is_none() && self.resolved(name)?.1.format.is_none() {
+        let is_raw = image.header().is_none() && image.layer_storage(0).volume().is_none();
+        if is_raw && self.resolved(name)?.1.format.is_none() {
             warn_of_guess(name);
         }
         Ok(image)
@@ -550,9 +561,10 @@ impl Opening {
             return Err(Failure::open(name, reason));
         }
         let format = match self.format.as_deref() {
-            Some("qcow2") => Some(Format::Qcow2),
-            Some("raw") => Some(Format::Raw),
-            Some(other) => return Err(Failure::open(name, format!("Unknown driver '{other}'"))),
+            Some(format) => Some(
+                ImageFormat::from_name(format)
+                    .ok_or_else(|| Failure::open(name, format!("Unknown driver '{format}'")))?,
+            ),
             None => None,
         };
         match self.node.clone() {
@@ -564,7 +576,7 @@ impl Opening {
     async fn source_in_file(
         &self,
         name: &OsStr,
-        format: Option<Format>,
+        format: Option<ImageFormat>,
     ) -> Result<Source<Node>, Failure> {
         let failed = |error: io::Error| match self.kind_failure(name, &error) {
             Some(reason) => Failure::open(name, reason),
@@ -576,18 +588,18 @@ impl Opening {
         };
         let lock = match format {
             _ if self.force_share => LockMode::ForceShare,
-            Format::Raw if !self.exclusive => LockMode::Shared,
+            ImageFormat::Raw if !self.exclusive => LockMode::Shared,
             _ => LockMode::Exclusive,
         };
         let storage = open_storage(name, &self.file_options(lock)).map_err(failed)?;
-        Ok(Node::File(storage).into_source(format, name))
+        self.source_in(name, Node::File(storage), format, name.into()).await
     }
 
     async fn source_in_node(
         &self,
         name: &OsStr,
         node: Names,
-        format: Option<Format>,
+        format: Option<ImageFormat>,
     ) -> Result<Source<Node>, Failure> {
         let failed = |reason: String| Failure::open(name, reason);
         let (storage, file) = Box::pin(self.node(node)).await.map_err(failed)?;
@@ -595,11 +607,27 @@ impl Opening {
             Some(format) => format,
             None => {
                 let read = Storage::read_at(&storage, Buf::zeroed(PROBE_LEN_BYTES), 0).await;
-                detect(&read.map_err(|error| failed(io_reason(&error)))?)
+                ImageFormat::detect(&read.map_err(|error| failed(io_reason(&error)))?)
             }
         };
         // What it names lies beside its file, if it has one.
-        Ok(storage.into_source(format, file.unwrap_or_else(|| name.into())))
+        let location = file.unwrap_or_else(|| name.into());
+        self.source_in(name, storage, format, location).await
+    }
+
+    /// The image of this format that lies in `node`.
+    async fn source_in(
+        &self,
+        name: &OsStr,
+        node: Node,
+        format: ImageFormat,
+        location: PathBuf,
+    ) -> Result<Source<Node>, Failure> {
+        let node = match format {
+            ImageFormat::Luks => self.unlocked(name, node).await?,
+            ImageFormat::Qcow2 | ImageFormat::Raw => node,
+        };
+        Ok(node.into_source(format.engine(), location))
     }
 
     /// A file that is no image by itself.
@@ -697,10 +725,11 @@ impl Opening {
         ))
     }
 
-    async fn probe(&self, name: &OsStr) -> io::Result<Format> {
+    async fn probe(&self, name: &OsStr) -> io::Result<ImageFormat> {
         let options = FileOptions::new().lock(LockMode::Off).block_device(true);
         let storage = open_storage(name, &options)?;
-        Ok(detect(&Storage::read_at(&storage, Buf::zeroed(PROBE_LEN_BYTES), 0).await?))
+        let read = Storage::read_at(&storage, Buf::zeroed(PROBE_LEN_BYTES), 0).await;
+        Ok(ImageFormat::detect(&read?))
     }
 }
 

@@ -22,8 +22,9 @@ impl Opening {
         if driver == Null::DRIVER {
             names.remove("driver");
             let storage = BoxStorage::new(Null::from_names(names)?);
-            let (debug, image, identity) = (None, None, None);
-            let other = Other { driver: Null::DRIVER, name, storage, debug, image, identity };
+            let (debug, image, volume, identity) = (None, None, None, None);
+            let other =
+                Other { driver: Null::DRIVER, name, storage, debug, image, volume, identity };
             return Ok((Node::Other(other), None));
         }
         if driver == Debug::DRIVER {
@@ -37,18 +38,22 @@ impl Opening {
             let debug = Arc::new(Debug::from_names(names, below)?);
             let storage = BoxStorage::new(Arc::clone(&debug));
             let debug = Some(debug);
-            let other = Other { driver: Debug::DRIVER, name, storage, debug, image, identity };
+            let volume = None;
+            let other =
+                Other { driver: Debug::DRIVER, name, storage, debug, image, volume, identity };
             return Ok((Node::Other(other), file));
         }
         let (file, opening) = self.for_named(self.is_writable()).by_options(names)?;
         let failed = |failure: Failure| failure.reason();
         let source = Box::pin(opening.source(&file)).await.map_err(failed)?;
-        let (driver, location) = (source.format.name(), source.location.clone());
+        let driver = source.storage.format_name(source.format);
+        let location = source.location.clone();
         let debug = source.storage.debug().cloned();
         let opened = Box::pin(opening.opened(&file, source, None)).await.map_err(failed)?;
         let image = Arc::new(opened.map_err(|error| reason(&error))?.image);
         let storage = BoxStorage::new(Nested::new(Arc::clone(&image)));
-        let other = Other { driver, name, storage, debug, image: Some(image), identity: None };
+        let (image, volume, identity) = (Some(image), None, None);
+        let other = Other { driver, name, storage, debug, image, volume, identity };
         Ok((Node::Other(other), Some(location)))
     }
 }

@@ -11,7 +11,7 @@ use crate::size::{self, SizeError};
 /// `-f FMT` under the long name `long`.
 pub(crate) fn format(long: &'static str) -> Arg {
     value("format", 'f', long, "FMT")
-        .help("Take the image for FMT (qcow2 or raw) instead of looking at its first bytes")
+        .help("Take the image for FMT (qcow2, raw or luks) instead of looking at its first bytes")
 }
 
 /// An option with a value.

@@ -4,11 +4,12 @@ use std::ffi::OsString;
 
 use clap::{ArgMatches, Command};
 use cowshed::Error;
-use cowshed::image::{Format, Preallocation, ResizeOptions, WriteOptions};
+use cowshed::image::{Preallocation, ResizeOptions, WriteOptions};
 
 use crate::cli::Session;
 use crate::failure::{Failure, warn};
 use crate::format_options::FormatOptions;
+use crate::image_format::ImageFormat;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
 use crate::persona::Persona;
@@ -106,7 +107,7 @@ impl Change {
             _ => (Self::To, text),
         };
         // As an option of a format would be read.
-        let mut options = FormatOptions::parse(Format::Raw, None).map_err(wrong_size)?;
+        let mut options = FormatOptions::parse(ImageFormat::Raw, None).map_err(wrong_size)?;
         options.set("size", number.to_owned()).map_err(wrong_size)?;
         Ok(make(options.size().unwrap_or_default()))
     }

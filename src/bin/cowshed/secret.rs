@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::ArgMatches;
@@ -14,11 +15,22 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
+use crate::image_format::ImageFormat;
 use crate::names::{Names, parse};
 use crate::persona::Persona;
 
 /// What is said where a passphrase is missing.
 pub(crate) const REQUIRED: &str = "Parameter 'encrypt.key-secret' is required for cipher";
+/// What is said where that of a LUKS volume is missing.
+const VOLUME_REQUIRED: &str = "Parameter 'key-secret' is required for cipher";
+
+/// The option of an image of this format that names its passphrase.
+pub(crate) fn option(format: &str) -> &'static str {
+    match format == ImageFormat::Luks.name() {
+        true => "key-secret",
+        false => "encrypt.key-secret",
+    }
+}
 
 /// The secrets of the command line, by id.
 #[derive(Debug, Clone, Default)]
@@ -156,6 +168,11 @@ impl Keys {
             self.ids.push(names.remove(&name));
             name.insert_str(0, "backing.");
         }
+        // A volume is nobody's layer but its own: those below are opened by their own options.
+        let luks = ImageFormat::Luks.name();
+        if self.ids[0].is_none() && names.get("driver").is_none_or(|driver| driver == luks) {
+            self.ids[0] = names.remove(option(luks));
+        }
     }
 
     /// The passphrase of the image itself, if it is given.
@@ -165,6 +182,24 @@ impl Keys {
     pub(crate) fn own(&self) -> Result<Option<Secret>, String> {
         let id = self.ids.first().and_then(Option::as_ref);
         id.map(|id| self.secrets.passphrase(id)).transpose()
+    }
+
+    /// The passphrase of the LUKS volume that the image lies in: what is given, or what a person types.
+    ///
+    /// # Errors
+    /// There is no such secret, or none is given where scripts expect to be told.
+    pub(crate) fn of_volume(
+        &self,
+        location: &Path,
+        persona: Persona,
+    ) -> Result<Option<Secret>, String> {
+        match (self.own()?, persona) {
+            (None, Persona::QemuImg | Persona::QemuIo) => Err(VOLUME_REQUIRED.to_owned()),
+            (None, Persona::Cowshed) if io::stdin().is_terminal() => {
+                ask(location).map(Some).map_err(|error| reason(&error))
+            }
+            (key, _) => Ok(key),
+        }
     }
 
     /// What a gate says of an encrypted layer: the passphrase that is given for it, or what a person types.
@@ -179,12 +214,9 @@ impl Keys {
         }
         match persona {
             Persona::QemuImg | Persona::QemuIo => Err(wrong(REQUIRED.to_owned())),
-            Persona::Cowshed if io::stdin().is_terminal() => {
-                let prompt = format!("Passphrase of {}: ", crate::escape::path(locked.location));
-                typed(&prompt)
-                    .map(Some)
-                    .map_err(|source| Error::Open { path: "/dev/tty".into(), source })
-            }
+            Persona::Cowshed if io::stdin().is_terminal() => ask(locked.location)
+                .map(Some)
+                .map_err(|source| Error::Open { path: "/dev/tty".into(), source }),
             // What needs none goes on without.
             Persona::Cowshed => Ok(None),
         }
@@ -195,6 +227,11 @@ impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keys").field("ids", &self.ids).finish_non_exhaustive()
     }
+}
+
+/// What a person types who is asked for the passphrase of an image.
+fn ask(location: &Path) -> io::Result<Secret> {
+    typed(&format!("Passphrase of {}: ", crate::escape::path(location)))
 }
 
 /// What a person types, who does not see it.

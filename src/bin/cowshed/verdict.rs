@@ -87,7 +87,11 @@ async fn judge(
     check: bool,
 ) -> Result<Verdict, Failure> {
     let failed = |error: cowshed::Error| Failure::open(name, open::reason(&error));
-    let source = opening.source(name).await?;
+    let mut source = opening.source(name).await?;
+    // Without its passphrase there is nothing to look at but the file.
+    if let Some(volume) = source.storage.volume().cloned() {
+        source.storage = volume.storage().clone();
+    }
     let (storage, format) = (source.storage.clone(), source.format);
     // An image that cannot be opened is judged by its file alone.
     let image: Option<DiskImage> = opening.layer(source).await.ok();

@@ -101,10 +101,63 @@ fn of_corrupt(corrupt: &Corrupt) -> String {
         "bitmaps-none" => "found bitmaps extension with zero bitmaps".into(),
         "bitmap-directory-unaligned" => "bitmaps_ext: invalid bitmap directory offset".into(),
         "dirty-not-repaired" => "Could not repair dirty image: Input/output error".into(),
+        code if code.starts_with("luks-") => of_luks(corrupt),
         code => match in_a_table(code, corrupt) {
             true => IO_ERROR.into(),
             false => corrupt.reason(),
         },
+    }
+}
+
+/// What is wrong with an encryption header.
+fn of_luks(corrupt: &Corrupt) -> String {
+    let (value, slot) = (corrupt.value().unwrap_or_default(), corrupt.index());
+    let reason = corrupt.reason();
+    match (corrupt.code(), slot) {
+        ("luks-truncated" | "luks-magic", _) => "Volume is not in LUKS format".into(),
+        ("luks-name-unterminated", _) => {
+            let field = reason.split(' ').next().unwrap_or_default().replace('-', " ");
+            format!("LUKS header {field} is not NUL terminated")
+        }
+        ("luks-payload-offset", _) => "LUKS payload is overlapping with the header".into(),
+        ("luks-no-iterations", None) => "LUKS key iteration count is zero".into(),
+        ("luks-no-iterations", Some(slot)) => format!("Keyslot {slot} iteration count is zero"),
+        ("luks-slot-state", Some(slot)) => {
+            format!("Keyslot {slot} state (active/disable) is corrupted")
+        }
+        ("luks-stripes", Some(slot)) => {
+            // It is shown with a sign.
+            let stripes = u32::try_from(value).unwrap_or_default().cast_signed();
+            format!("Keyslot {slot} is corrupted (stripes {stripes} != 4000)")
+        }
+        ("luks-slot-in-header", Some(slot)) => {
+            format!("Keyslot {slot} is overlapping with the LUKS header")
+        }
+        ("luks-slot-in-payload", Some(slot)) => {
+            format!("Keyslot {slot} is overlapping with the encrypted payload")
+        }
+        ("luks-slots-overlap", Some(slot)) => {
+            format!("Keyslots {slot} and {value} are overlapping in the header")
+        }
+        _ => reason,
+    }
+}
+
+/// An algorithm that an encryption header names and nobody knows; `reason` is the engine's word.
+fn of_luks_algorithm(reason: &str) -> String {
+    let Some((what, name)) =
+        reason.strip_suffix("' is not supported").and_then(|it| it.split_once(" '"))
+    else {
+        return reason.to_owned();
+    };
+    match (what, name.rsplit_once('-')) {
+        ("cipher", Some((name, bits))) => {
+            let len = bits.parse::<u64>().unwrap_or_default() / 8;
+            format!("Algorithm '{name}' with key size {len} bytes not supported")
+        }
+        ("cipher mode", _) => format!("Cipher mode '{name}' not supported"),
+        ("hash algorithm", _) => format!("Hash algorithm '{name}' not supported"),
+        _ => format!("{what} '{name}' not supported"),
     }
 }
 
@@ -142,6 +195,7 @@ fn of_unsupported(unsupported: &Unsupported) -> String {
         "bitmap-directory-too-large" => format!(
             "bitmaps_ext: bitmap directory size ({value}) exceeds the maximum supported size (67107840)"
         ),
+        "luks-algorithm" => of_luks_algorithm(&unsupported.reason()),
         _ => unsupported.reason(),
     }
 }

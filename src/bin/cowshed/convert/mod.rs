@@ -1,9 +1,9 @@
-//! `convert`: an image, or several one behind the other, as a raw file or a qcow2 image.
+//! `convert`: an image, or several one behind the other, as a raw file, a qcow2 image or a LUKS volume.
 
 mod copy;
+mod image_target;
 mod order;
 mod plan;
-mod qcow2_target;
 mod raw_target;
 mod source;
 mod sparse;
@@ -15,13 +15,12 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, ArgMatches, Command};
 use cowshed::format::{BitmapDirectoryEntry, BitmapFlags, Version};
-use cowshed::image::Format;
 
 use crate::cli::Session;
-use crate::create;
 use crate::escape;
 use crate::failure::{Failure, warn};
 use crate::format_options::{self, FormatOptions, OptionError};
+use crate::image_format::ImageFormat;
 use crate::names;
 use crate::open::{self, DiskImage, Opening};
 use crate::options;
@@ -53,7 +52,7 @@ const PROGRESS_STEP: f32 = 1.0;
 pub(crate) fn command() -> Command {
     let (value, flag, long_flag) = (options::value, options::flag, options::long_flag);
     Command::new(NAME)
-        .about("Copy a disk, out of whatever image holds it, into a raw file or a qcow2 image")
+        .about("Copy a disk, out of whatever image holds it, into a raw file, a qcow2 image or a LUKS volume")
         .arg(options::format("source-format"))
         .arg(
             value("snapshot", 'l', "source-snapshot", "SNAPSHOT").alias("snapshot").help(
@@ -62,7 +61,7 @@ pub(crate) fn command() -> Command {
         )
         .arg(
             value("target-format", 'O', "target-format", "FMT")
-                .help("Format of the target: raw (the default) or qcow2"),
+                .help("Format of the target: raw (the default), qcow2 or luks"),
         )
         .arg(
             value("target-options", 'o', "target-options", "OPTIONS")
@@ -155,7 +154,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     let list = format_options::join(lists).map_err(|error| Failure::message(error.message))?;
     let format_name = options::text(matches, "target-format").unwrap_or("raw");
     let unknown = || Failure::message(format!("Unknown file format '{format_name}'"));
-    let format = create::format(format_name);
+    let format = ImageFormat::from_name(format_name);
     if list.as_deref().is_some_and(format_options::asks_for_help) {
         let help = format_options::help(format.ok_or_else(unknown)?, target_name.is_some());
         write!(session.out, "{help}")?;
@@ -187,8 +186,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
         let target_image_opts = matches.get_flag("target-image-opts");
         if target_image_opts {
             let names = names::parse(&target_name.to_string_lossy()).0;
-            format = create::format(names.get("driver").map_or("raw", String::as_str));
-            if let (Some(Format::Raw), Some(file)) = (format, names.get("file.filename")) {
+            let driver = names.get("driver").map_or("raw", String::as_str);
+            format = ImageFormat::from_name(driver);
+            if let (Some(ImageFormat::Raw), Some(file)) = (format, names.get("file.filename")) {
                 target_name = file.into();
             }
         }
@@ -300,7 +300,7 @@ fn contradictions(matches: &ArgMatches) -> Result<(), Failure> {
 /// The options of the target's format, with what stands beside them on the command line, for a disk of `len` bytes.
 fn format_options(
     matches: &ArgMatches,
-    format: Format,
+    format: ImageFormat,
     list: Option<&str>,
     len: u64,
 ) -> Result<FormatOptions, Failure> {
@@ -330,7 +330,7 @@ fn what_cannot_be(
     format_options: &FormatOptions,
     backing: Option<&str>,
     sources: &[DiskImage],
-    format: Format,
+    format: ImageFormat,
 ) -> Result<(), Failure> {
     let (is, given) = (|id| matches.get_flag(id), |name| format_options.given(name));
     let (compress, bitmaps) = (is("compress"), is("bitmaps"));
@@ -342,7 +342,7 @@ fn what_cannot_be(
         "Having a backing file for the target makes no sense when concatenating multiple input images"
     } else if given("backing_file").is_some() && given("backing_fmt").is_none() {
         "Use of backing file requires explicit backing format"
-    } else if compress && format == Format::Raw {
+    } else if compress && format != ImageFormat::Qcow2 {
         "Compression not supported for this file format"
     } else if compress && is_encrypted {
         "Compression and encryption not supported at the same time"
@@ -352,8 +352,9 @@ fn what_cannot_be(
         "Copying bitmaps only possible with single source"
     } else if bitmaps && !sources.iter().all(can_have_bitmaps) {
         "Source lacks bitmap support"
-    } else if bitmaps && format == Format::Raw {
-        "Format driver 'raw' does not support bitmaps"
+    } else if bitmaps && format != ImageFormat::Qcow2 {
+        let name = format.name();
+        return Err(Failure::message(format!("Format driver '{name}' does not support bitmaps")));
     } else {
         return Ok(());
     };

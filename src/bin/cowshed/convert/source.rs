@@ -46,12 +46,14 @@ pub(crate) async fn open_snapshot(
     wanted: &Wanted,
     persona: Persona,
 ) -> Result<DiskImage, Failure> {
-    if opening.source(name).await?.format == Format::Raw {
+    let source = opening.source(name).await?;
+    if source.format == Format::Raw {
+        let driver = source.storage.format_name(source.format);
         let reason = match persona {
-            Persona::Cowshed => "a raw image has no snapshots",
-            Persona::QemuImg | Persona::QemuIo => {
-                "Block format 'raw' used by device '' does not support temporarily loading internal snapshots"
-            }
+            Persona::Cowshed => "a raw image has no snapshots".to_owned(),
+            Persona::QemuImg | Persona::QemuIo => format!(
+                "Block format '{driver}' used by device '' does not support temporarily loading internal snapshots"
+            ),
         };
         return Err(Failure::image(name, "Failed to load snapshot", reason));
     }

@@ -1,18 +1,18 @@
-//! What a copy is written to: a raw file or a qcow2 image, made anew or already there.
+//! What a copy is written to: a raw file, a qcow2 image or a LUKS volume, made anew or already there.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use cowshed::format::BitmapDirectoryEntry;
-use cowshed::image::Format;
 
 use crate::failure::Failure;
 use crate::format_options::{FormatOptions, OptionError};
+use crate::image_format::ImageFormat;
 use crate::open::DiskImage;
 use crate::persona::Persona;
 use crate::secret::Secrets;
 
-use super::qcow2_target::Qcow2Target;
+use super::image_target::ImageTarget;
 use super::raw_target::RawTarget;
 
 /// How the target is made and what is known of it.
@@ -54,8 +54,8 @@ impl TargetOptions<'_> {
 pub(super) enum Target {
     /// A raw file.
     Raw(RawTarget),
-    /// A qcow2 image.
-    Qcow2(Box<Qcow2Target>),
+    /// A qcow2 image or a LUKS volume.
+    Image(Box<ImageTarget>),
 }
 
 impl Target {
@@ -65,7 +65,7 @@ impl Target {
     /// What the system says; it is a source; it is too short; its options are wrong.
     pub(super) async fn open(
         name: &OsStr,
-        format: Format,
+        format: ImageFormat,
         len: u64,
         options: &TargetOptions<'_>,
     ) -> Result<Self, Failure> {
@@ -77,13 +77,13 @@ impl Target {
             Failure::image(name, doing, error.message)
         };
         match format {
-            Format::Raw => {
+            ImageFormat::Raw => {
                 let preallocation = options.format.raw_preallocation().map_err(failed)?;
                 RawTarget::open(name, len, options, preallocation).map(Self::Raw)
             }
-            Format::Qcow2 => {
-                let target = Qcow2Target::open(name, len, options, failed).await?;
-                Ok(Self::Qcow2(Box::new(target)))
+            ImageFormat::Qcow2 | ImageFormat::Luks => {
+                let target = ImageTarget::open(name, format, len, options, failed).await?;
+                Ok(Self::Image(Box::new(target)))
             }
         }
     }
@@ -92,7 +92,7 @@ impl Target {
     pub(super) fn writes_zeros(&self) -> bool {
         match self {
             Self::Raw(target) => target.writes_zeros(),
-            Self::Qcow2(target) => target.writes_zeros(),
+            Self::Image(target) => target.writes_zeros(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Target {
     pub(super) fn compressed_cluster(&self) -> Option<u64> {
         match self {
             Self::Raw(_) => None,
-            Self::Qcow2(target) => target.compressed_cluster(),
+            Self::Image(target) => target.compressed_cluster(),
         }
     }
 
@@ -109,20 +109,20 @@ impl Target {
     pub(super) fn backing_len(&self) -> Option<u64> {
         match self {
             Self::Raw(_) => None,
-            Self::Qcow2(target) => target.backing_len(),
+            Self::Image(target) => target.backing_len(),
         }
     }
 
     /// Whether the order of writes shows in the file.
     pub(super) fn keeps_order(&self) -> bool {
-        matches!(self, Self::Qcow2(_))
+        matches!(self, Self::Image(_))
     }
 
     /// Writes all of `bytes` at `offset`, compressed if the target is: whole clusters then.
     pub(super) async fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Failure> {
         match self {
             Self::Raw(target) => target.write(bytes, offset),
-            Self::Qcow2(target) => target.write(bytes, offset).await,
+            Self::Image(target) => target.write(bytes, offset).await,
         }
     }
 
@@ -130,15 +130,15 @@ impl Target {
     pub(super) async fn write_zeros(&self, offset: u64, len: u64) -> Result<(), Failure> {
         match self {
             Self::Raw(target) => target.write_zeros(offset, len),
-            Self::Qcow2(target) => target.write_zeros(offset, len).await,
+            Self::Image(target) => target.write_zeros(offset, len).await,
         }
     }
 
     /// Asks whether it can have bitmaps.
     pub(super) fn must_have_bitmaps(&self) -> Result<(), Failure> {
         match self {
-            Self::Qcow2(target) if target.can_have_bitmaps() => Ok(()),
-            Self::Raw(_) | Self::Qcow2(_) => {
+            Self::Image(target) if target.can_have_bitmaps() => Ok(()),
+            Self::Raw(_) | Self::Image(_) => {
                 let format = if matches!(self, Self::Raw(_)) { "raw" } else { "qcow2" };
                 Err(Failure::message(format!("Format driver '{format}' does not support bitmaps")))
             }
@@ -149,7 +149,7 @@ impl Target {
     pub(super) async fn refuses_bitmap(&self, bitmap: &BitmapDirectoryEntry, len: u64) -> bool {
         match self {
             Self::Raw(_) => false,
-            Self::Qcow2(target) => target.refuses_bitmap(bitmap, len).await,
+            Self::Image(target) => target.refuses_bitmap(bitmap, len).await,
         }
     }
 
@@ -161,7 +161,7 @@ impl Target {
     ) -> Result<(), Failure> {
         match self {
             Self::Raw(_) => Ok(()),
-            Self::Qcow2(target) => target.copy_bitmap(source, bitmap).await,
+            Self::Image(target) => target.copy_bitmap(source, bitmap).await,
         }
     }
 
@@ -169,7 +169,7 @@ impl Target {
     pub(super) async fn close(self) -> Result<(), Failure> {
         match self {
             Self::Raw(target) => target.close(),
-            Self::Qcow2(target) => target.close().await,
+            Self::Image(target) => target.close().await,
         }
     }
 }

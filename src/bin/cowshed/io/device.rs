@@ -9,10 +9,11 @@ use std::thread;
 use cowshed::Error;
 use cowshed::cache::Cleaner;
 use cowshed::format::{Incompatible, Version};
-use cowshed::image::{Format, WriteOptions, detect};
+use cowshed::image::{Format, WriteOptions};
 use cowshed::rt::SmolTimer;
 
 use crate::failure::{Failure, warn};
+use crate::image_format::ImageFormat;
 use crate::layout::Layout;
 use crate::names::{Named, named};
 use crate::node::Debug;
@@ -30,8 +31,10 @@ pub(super) struct Device {
     /// Requests in flight have it too.
     pub(super) image: Arc<DiskImage>,
     pub(super) format: Format,
-    /// The name of its driver, if that is not the format's.
-    protocol: Option<&'static str>,
+    /// The name of its driver.
+    driver: &'static str,
+    /// Whether it is what lies below a format otherwise.
+    is_protocol: bool,
     /// Whether writing is refused.
     pub(super) read_only: bool,
     /// Whether discards do something.
@@ -118,10 +121,13 @@ impl Opener {
         let mut format = source.format;
         let debug = source.storage.debug().cloned();
         let nested = source.storage.image().filter(|_| protocol.is_some()).cloned();
-        settings::known(&own, format.name()).map_err(failed)?;
-        let is_guessed = is_guess && format == Format::Raw && !is_temporary;
+        let mut driver = source.storage.format_name(format);
+        settings::known(&own, driver).map_err(failed)?;
+        let is_raw = driver == Format::Raw.name();
+        let is_guessed = is_guess && is_raw && !is_temporary;
         let opened = if is_temporary {
             format = Format::Qcow2;
+            driver = format.name();
             super::snapshot::open(&opening, &file, source, write_options).await?
         } else {
             opening.opened(&file, source, None).await?
@@ -145,7 +151,8 @@ impl Opener {
         Ok(Device {
             image: Arc::new(opened.image),
             format,
-            protocol,
+            driver: protocol.unwrap_or(driver),
+            is_protocol: protocol.is_some(),
             read_only: flags.read_only,
             unmap: flags.unmap,
             no_flush: flags.no_flush,
@@ -164,12 +171,12 @@ impl Opener {
 impl Device {
     /// The name of its driver.
     pub(super) fn driver(&self) -> &'static str {
-        self.protocol.unwrap_or(self.format.name())
+        self.driver
     }
 
     /// Whether it is what lies below a format otherwise.
     pub(super) fn is_protocol(&self) -> bool {
-        self.protocol.is_some()
+        self.is_protocol
     }
 
     /// How it was opened.
@@ -296,7 +303,7 @@ impl Device {
             return true;
         }
         sector.iter_mut().skip(start).zip(data).for_each(|(old, new)| *old = *new);
-        detect(&sector) == Format::Raw
+        ImageFormat::detect(&sector) == ImageFormat::Raw
     }
 
     /// Says on standard error what the error of a request leaves out.

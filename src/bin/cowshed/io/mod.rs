@@ -225,7 +225,7 @@ fn usage(persona: Persona) -> String {
          Reads, writes and discards ranges of a disk, by the commands given or those on standard input.\n\
          \n\
          \x20 -c, --cmd COMMAND    run this command; may be given several times\n\
-         \x20 -f, --format FMT     take the image for FMT (qcow2 or raw)\n\
+         \x20 -f, --format FMT     take the image for FMT (qcow2, raw or luks)\n\
          \x20 -r, --read-only      open the image for reading only\n\
          \x20 -n, --nocache        as -t none\n\
          \x20 -t, --cache MODE     none, directsync, writeback, writethrough (the default) or unsafe\n\

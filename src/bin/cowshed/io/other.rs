@@ -40,6 +40,10 @@ pub(super) async fn info(shell: &mut Shell<'_>) -> Result<(), Fault> {
         human_bytes(vm_state)
     ))?;
     let failed = |error| Fault::Error(open::reason(&error));
+    if let Some(volume) = image.layer_storage(0).volume() {
+        let specific = info::specific_of_volume(volume.header());
+        return shell.say(format_args!("Format specific information:\n{}", specific.lines(1)));
+    }
     let Some(header) = image.header() else { return Ok(()) };
     let bitmaps = match header.bitmaps() {
         Some(_) => shell.wait(image.load_bitmaps()).await.map_err(failed)?,

@@ -231,7 +231,10 @@ impl Writer {
     /// Whether zeros in the range are a matter of metadata alone. As in QEMU, they are not in images of version 2, nor
     /// in a part of a cluster whose rest is not zeros.
     async fn zeroes_are_cheap(&self, offset: u64, len: u64) -> Result<bool, Refusal> {
-        let Some(header) = self.image.header() else { return Ok(true) };
+        let Some(header) = self.image.header() else {
+            // In a volume they are encrypted and written.
+            return Ok(self.image.layer_storage(0).volume().is_none());
+        };
         let Some(end) = offset.checked_add(len).filter(|&end| end <= self.image.virtual_size())
         else {
             // The request itself fails.

@@ -1,4 +1,4 @@
-//! What an image lies in: a file; or, by its options alone, nothing at all (`null-co`), another image, or either below what
+//! What an image lies in: a file, or the disk of a LUKS volume in one; or, by its options alone, nothing at all (`null-co`), another image, or either below what
 //! lets requests fail (`blkdebug`).
 //!
 //! Nobody but the command line names anything but files: see [`Given`](crate::given::Given).
@@ -13,10 +13,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cowshed::image::{Format, Identity, Source};
+use cowshed::image::{Format, Identity, LuksVolume, Source};
 use cowshed::rt::DiskStorage;
 use cowshed::storage::{BoxStorage, Buf, Purpose, SendStorage, StorageExtent, StorageLimits};
 
+use crate::image_format::ImageFormat;
 use crate::open::DiskImage;
 
 pub(crate) use debug::Debug;
@@ -45,6 +46,8 @@ pub(crate) struct Other {
     pub(crate) debug: Option<Arc<Debug>>,
     /// The image whose disk it is.
     pub(crate) image: Option<Arc<DiskImage>>,
+    /// The LUKS volume whose disk it is.
+    pub(crate) volume: Option<Arc<LuksVolume<Node>>>,
     /// The file below it.
     pub(crate) identity: Option<Identity>,
 }
@@ -75,6 +78,19 @@ impl Node {
             Self::File(_) => None,
             Self::Other(other) => other.image.as_ref(),
         }
+    }
+
+    /// The LUKS volume whose disk it is.
+    pub(crate) fn volume(&self) -> Option<&Arc<LuksVolume<Self>>> {
+        match self {
+            Self::File(_) => None,
+            Self::Other(other) => other.volume.as_ref(),
+        }
+    }
+
+    /// The name of the format that shows its bytes as `format` to the engine.
+    pub(crate) fn format_name(&self, format: Format) -> &'static str {
+        self.volume().map_or(format.name(), |_| ImageFormat::Luks.name())
     }
 
     /// As the source of an image called `location`.

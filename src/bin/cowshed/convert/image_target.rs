@@ -1,4 +1,4 @@
-//! A qcow2 image that a copy is written to.
+//! A qcow2 image or a LUKS volume that a copy is written to: an image that is open.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -12,6 +12,7 @@ use cowshed::rt::ThreadWorkers;
 use crate::escape;
 use crate::failure::Failure;
 use crate::format_options::OptionError;
+use crate::image_format::ImageFormat;
 use crate::names::beside;
 use crate::new_image::{NewImage, identity};
 use crate::open::{self, DiskImage, Opening};
@@ -22,7 +23,7 @@ use super::target::{TargetOptions, too_small};
 
 /// The target, open.
 #[derive(Debug)]
-pub(super) struct Qcow2Target {
+pub(super) struct ImageTarget {
     name: OsString,
     image: DiskImage,
     /// What is not written reads as zeros.
@@ -33,13 +34,14 @@ pub(super) struct Qcow2Target {
     persona: Persona,
 }
 
-impl Qcow2Target {
+impl ImageTarget {
     /// Opens or makes the image `name`, for `len` bytes; `wrong` makes a failure of wrong options.
     ///
     /// # Errors
     /// What the system and the engine say; it is a source; its disk is too small.
     pub(super) async fn open(
         name: &OsStr,
+        format: ImageFormat,
         len: u64,
         options: &TargetOptions<'_>,
         wrong: impl Fn(OptionError) -> Failure,
@@ -47,25 +49,27 @@ impl Qcow2Target {
         let persona = options.persona;
         let backing = options.backing.map(|backing| beside(name, backing.as_ref()));
         if options.create {
-            let create = options.format.create_options(options.secrets).map_err(wrong)?;
             let keep = backing.as_ref().and_then(|path| identity(Path::new(path)));
             let image = NewImage {
                 name,
                 persona,
-                converting: Some("qcow2"),
+                converting: Some(format.name()),
                 volatile: options.is_volatile(),
             };
-            image.create_qcow2(&create, keep.as_slice()).await?;
+            if format == ImageFormat::Luks {
+                let create = options.format.luks_options(options.secrets).map_err(wrong)?;
+                image.create_luks(&create).await?;
+            } else {
+                let create = options.format.create_options(options.secrets).map_err(wrong)?;
+                image.create_qcow2(&create, keep.as_slice()).await?;
+            }
         }
         // A backing file that the command line names is approved of.
         let mut allow = options.allow.clone();
         allow.extend(backing.map(Into::into).filter(|path: &std::path::PathBuf| path.exists()));
         let image = Opening::new(persona)
-            .format(Some("qcow2".to_owned()))
-            .keys(
-                Keys::new(options.secrets.clone(), options.format.given("encrypt.key-secret")),
-                None,
-            )
+            .format(Some(format.name().to_owned()))
+            .keys(Keys::new(options.secrets.clone(), options.format.encryption("key-secret")), None)
             .image_opts(options.image_opts)
             .allow(allow)
             .direct(["none", "off", "directsync"].contains(&options.cache))
@@ -81,7 +85,11 @@ impl Qcow2Target {
             true => image.layers().nth(1).map(|layer| layer.virtual_size),
             false => None,
         };
-        let is_new_zero = options.create && options.leave_gaps && options.backing.is_none();
+        // What is new in a volume reads as noise.
+        let is_new_zero = options.create
+            && options.leave_gaps
+            && options.backing.is_none()
+            && format != ImageFormat::Luks;
         Ok(Self {
             name: name.to_owned(),
             is_zero: options.is_zero || is_new_zero,
