@@ -454,6 +454,16 @@ fn a_volume_lies_where_another_image_can() {
         let arguments = ["--image-opts", opts, &volume("a.luks")];
         folder.same(&[&["compare"], &SECRET[..], &arguments].concat());
     }
+    // The image says of its backing file all but the passphrase.
+    folder.same(&["info", "--backing-chain", "--output=json", "top.qcow2"]);
+    let top = |key: &str| format!("driver=qcow2,file.filename=top.qcow2,backing.key-secret={key}");
+    for key in ["s", "t"] {
+        let (top, bottom) = (top(key), volume("a.luks"));
+        let arguments = ["--image-opts", &top, &bottom];
+        folder.same(&[&["compare"], &SECRET[..], &arguments].concat());
+        folder.same(&[&["map", "--output=json"], &SECRET[..], &["--image-opts", &top]].concat());
+    }
+    folder.same(&["compare", "top.qcow2", "top.qcow2"]);
     folder.create(&[], "inner.qcow2", "1M");
     folder.qemu_io("inner.qcow2", &["write -P 9 64k 64k"]);
     let inner = "driver=luks,key-secret=s,file.filename=b.luks";

@@ -10,10 +10,12 @@ use cowshed::crypt::Secret;
 use cowshed::image::{Answer, Gate, Locked, Reference, ReferenceKind, Source};
 use cowshed::rt::FolderGate;
 
+use crate::image_format::ImageFormat;
 use crate::names::Names;
 use crate::node::{self, Node};
 use crate::open::Opening;
 use crate::persona::Persona;
+use crate::secret::Keys;
 use crate::wording;
 
 /// The gate of the command.
@@ -62,6 +64,13 @@ impl Given {
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(reference.depth);
         let mut given = options_of(self.opening.named(), reference);
         let driver = given.remove("driver");
+        let format = driver.as_deref().map(str::as_bytes).or(reference.format);
+        if format == Some(ImageFormat::Luks.name().as_bytes())
+            && given.keys().all(|name| name == "key-secret")
+        {
+            let key = given.get("key-secret").map(String::as_str);
+            return self.volume_in_folders(reference, key, writable).await;
+        }
         if !given.is_empty() {
             // A data file is raw, whatever it lies in: the name of a file is enough.
             let is_file =
@@ -92,6 +101,22 @@ impl Given {
         let name = name.trim_end_matches('.');
         reference.kind == ReferenceKind::BackingFile
             && self.opening.named().get(name).is_some_and(String::is_empty)
+    }
+
+    /// The disk of the LUKS volume that is a file in the folders; `key` is the id of its passphrase.
+    async fn volume_in_folders(
+        &self,
+        reference: &Reference<'_>,
+        key: Option<&str>,
+        writable: bool,
+    ) -> cowshed::Result<Source<Node>> {
+        let format = ImageFormat::Luks.engine().name().to_owned();
+        let mut source = self.in_folders(reference, Some(format), writable).await?;
+        let keys = Keys::new(self.opening.secrets().clone(), key);
+        let opening = self.opening.for_named(writable).keys(keys, None);
+        let opened = opening.unlocked(source.location.as_os_str(), source.storage).await;
+        source.storage = opened.map_err(|failure| reference.refused(failure.reason()))?;
+        Ok(source)
     }
 
     async fn in_folders(
