@@ -588,7 +588,7 @@ impl Opening {
         };
         let lock = match format {
             _ if self.force_share => LockMode::ForceShare,
-            ImageFormat::Raw if !self.exclusive => LockMode::Shared,
+            ImageFormat::Raw | ImageFormat::Luks if !self.exclusive => LockMode::Shared,
             _ => LockMode::Exclusive,
         };
         let storage = open_storage(name, &self.file_options(lock)).map_err(failed)?;
