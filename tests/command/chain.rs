@@ -194,6 +194,8 @@ fn rebase_is_refused_in_the_same_words() {
         &["rebase", "-b", "top.qcow2", "-F", "qcow2", "top.qcow2"],
         &["rebase", "-b", "new.qcow2", "-F", "qcow2", "image.raw"],
         &["rebase", "-c", "-f", "raw", "-b", "", "image.raw"],
+        &["rebase", "-u", "-f", "raw", "-b", "", "image.raw"],
+        &["rebase", "-u", "-f", "raw", "image.raw"],
         &["rebase", "-c", "-f", "raw", "-b", "lost", "-F", "nonsense", "image.raw"],
         &["rebase", "-t", "foo", "-b", "new.qcow2", "-F", "qcow2", "top.qcow2"],
         &["rebase", "-T", "foo", "-b", "new.qcow2", "-F", "qcow2", "top.qcow2"],

@@ -90,6 +90,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     let format = options::text(matches, "backing-format");
     let rebase = Rebase {
         name: &name,
+        given,
         backing: given.filter(|name| !name.is_empty()),
         format,
         compress: matches.get_flag("compress"),
@@ -139,6 +140,9 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
 
 struct Rebase<'a> {
     name: &'a OsString,
+    /// The new backing file's name as it was given.
+    given: Option<&'a str>,
+    /// The same, if it is one.
     backing: Option<&'a str>,
     format: Option<&'a str>,
     compress: bool,
@@ -199,7 +203,7 @@ impl Rebase<'_> {
 
     fn not_changed(&self, reason: &str) -> Failure {
         let doing =
-            format!("Could not change the backing file to '{}'", self.backing.unwrap_or("(null)"));
+            format!("Could not change the backing file to '{}'", self.given.unwrap_or("(null)"));
         Failure::image(Path::new(self.name).as_os_str(), doing, reason)
     }
 

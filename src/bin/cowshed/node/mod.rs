@@ -1,5 +1,5 @@
-//! What an image lies in: a file, or the disk of a LUKS volume in one; or, by its options alone, nothing at all (`null-co`), another image, or either below what
-//! lets requests fail (`blkdebug`).
+//! What an image lies in: a file, or the disk of a LUKS volume in one; or, by its options alone, nothing at all (`null-co`),
+//! another image, or either below what lets requests fail (`blkdebug`).
 //!
 //! Nobody but the command line names anything but files: see [`Given`](crate::given::Given).
 
