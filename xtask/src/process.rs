@@ -121,3 +121,26 @@ fn shown(command: &Command) -> String {
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
     command.get_args().fold(name, |line, argument| line + " " + &argument.to_string_lossy())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Failures;
+
+    #[test]
+    fn what_failed_is_told_and_what_passed_is_not() {
+        let mut failures = Failures::default();
+        let long = "x".repeat(2 * Failures::LINE_LEN_MAX);
+        for line in [
+            "test a ... ok",
+            "failures:",
+            "---- b stdout ----",
+            &long,
+            "test result: FAILED. 1 passed; 1 failed",
+            "test c ... ok",
+        ] {
+            failures.line(line);
+        }
+        let cut = &long[..Failures::LINE_LEN_MAX];
+        assert_eq!(failures.told(), ["failures:", "---- b stdout ----", cut].join("\n"));
+    }
+}
