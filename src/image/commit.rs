@@ -78,7 +78,7 @@ impl Writer {
 }
 
 /// Flushes a storage.
-async fn flush<S: Storage>(storage: &S) -> Result<()> {
+pub(super) async fn flush<S: Storage>(storage: &S) -> Result<()> {
     storage.flush().await.map_err(|error| Error::storage("flush", 0, 0, error))
 }
 

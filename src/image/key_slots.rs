@@ -16,6 +16,7 @@ use crate::storage::Storage;
 use crate::workers::Workers;
 
 use super::Image;
+use super::commit::flush;
 use super::luks_volume::LuksVolume;
 use super::metadata::Metadata;
 use super::options::OpenOptions;
@@ -162,8 +163,7 @@ impl<S: Storage> HeaderFile for &Metadata<S> {
     }
 
     async fn barrier(&self) -> Result<()> {
-        let flushed = self.storage().flush().await;
-        flushed.map_err(|error| Error::storage("flush", 0, 0, error))
+        flush(self.storage()).await
     }
 }
 

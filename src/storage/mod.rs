@@ -115,7 +115,8 @@ macro_rules! storage_trait {
             /// A dropped write may still land until the next flush has returned.
             fn write_at(&self, buf: Buf, offset: u64) -> impl Future<Output = io::Result<Buf>> $($send)*;
 
-            /// As [`Self::read_at`], of bytes of which the reader says what they are. The default does not mind.
+            /// As [`Self::read_at`], of bytes of which the reader says what they are. The default does not mind. Who does
+            /// must answer nothing by [`Self::try_read_at`], which does not say.
             ///
             /// # Errors
             /// As [`Self::read_at`].
@@ -128,7 +129,7 @@ macro_rules! storage_trait {
                 self.read_at(buf, offset)
             }
 
-            /// As [`Self::write_at`], of bytes of which the writer says what they are. The default does not mind.
+            /// As [`Self::write_at`], of bytes of which the writer says what they are. As [`Self::read_for`].
             ///
             /// # Errors
             /// As [`Self::write_at`].

@@ -56,11 +56,10 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
     let list = list.ok_or_else(|| Failure::usage(Some(NAME), "Must specify options (-o)"))?;
     let asks_for_help = format_options::asks_for_help(&list);
     if let (true, Some(format)) = (asks_for_help, options::text(matches, "format")) {
-        return match format {
-            "qcow2" => help(ImageFormat::Qcow2, session),
-            "luks" => help(ImageFormat::Luks, session),
-            "raw" => Err(Failure::message(RAW)),
-            other => Err(Failure::message(format!("Unknown file format '{other}'"))),
+        return match ImageFormat::from_name(format) {
+            Some(ImageFormat::Raw) => Err(Failure::message(RAW)),
+            Some(format) => help(format, session),
+            None => Err(Failure::message(format!("Unknown file format '{format}'"))),
         };
     }
     let names = options::file_names(NAME, matches, "one image file name");

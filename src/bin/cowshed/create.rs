@@ -105,22 +105,7 @@ pub(crate) fn run(matches: &ArgMatches, session: &mut Session) -> Result<u8, Fai
             writeln!(session.out, "Formatting '{}', fmt={format_name}{shown}", name.display())?;
             session.out.flush()?;
         }
-        let wrong = |error| image.wrong_options(error);
-        match format {
-            ImageFormat::Qcow2 => {
-                let options = format_options.create_options(&secrets).map_err(wrong)?;
-                image.create_qcow2(&options, &keep).await?;
-            }
-            ImageFormat::Luks => {
-                let options = format_options.luks_options(&secrets).map_err(wrong)?;
-                image.create_luks(&options).await?;
-            }
-            ImageFormat::Raw => {
-                let preallocation = format_options.raw_preallocation().map_err(wrong)?;
-                let size = format_options.size().unwrap_or_default();
-                image.create_raw(size, preallocation).await?;
-            }
-        }
+        image.create(format, &format_options, &secrets, &keep).await?;
         Ok(0)
     })
 }

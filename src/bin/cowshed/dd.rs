@@ -174,22 +174,7 @@ async fn make(
     let image = NewImage { name, persona, converting: None, volatile: false };
     let mut options = FormatOptions::parse(format, None).map_err(|e| image.wrong_options(e))?;
     options.set("size", size.to_string()).map_err(|error| image.wrong_options(error))?;
-    let made = match format {
-        ImageFormat::Qcow2 => {
-            let options = options.create_options(&Secrets::default());
-            let options = options.map_err(|error| image.wrong_options(error))?;
-            image.create_qcow2(&options, &[]).await
-        }
-        ImageFormat::Luks => match options.luks_options(&Secrets::default()) {
-            Ok(options) => image.create_luks(&options).await,
-            Err(error) => Err(image.wrong_options(error)),
-        },
-        ImageFormat::Raw => {
-            let preallocation =
-                options.raw_preallocation().map_err(|error| image.wrong_options(error))?;
-            image.create_raw(size, preallocation).await
-        }
-    };
+    let made = image.create(format, &options, &Secrets::default(), &[]).await;
     made.map_err(|failure| failure.doing(doing))
 }
 

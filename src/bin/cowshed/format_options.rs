@@ -231,10 +231,8 @@ impl From<String> for OptionError {
 enum List {
     /// Those of a new image of this format.
     New(ImageFormat),
-    /// Those that an existing qcow2 image can be given.
-    Amend,
-    /// Those that an existing LUKS volume can be given.
-    AmendVolume,
+    /// Those that an existing image of this format can be given.
+    Amend(ImageFormat),
 }
 
 /// The options of a new image, or those that an image is to be given.
@@ -298,8 +296,8 @@ pub(crate) fn help(format: ImageFormat, with_file: bool) -> String {
 
 /// What `-o help` prints for `amend`.
 pub(crate) fn amend_help(format: ImageFormat) -> String {
-    let known = if format == ImageFormat::Luks { LUKS_AMEND } else { QCOW2_AMEND };
-    format!("Amend options for '{}':\n{}", format.name(), described(known.iter()))
+    let known = known_options(List::Amend(format)).iter();
+    format!("Amend options for '{}':\n{}", format.name(), described(known))
 }
 
 /// Lines that describe options, by their names.
@@ -325,8 +323,9 @@ fn known_options(list: List) -> &'static [Known] {
         List::New(ImageFormat::Qcow2) => QCOW2,
         List::New(ImageFormat::Raw) => RAW,
         List::New(ImageFormat::Luks) => LUKS,
-        List::Amend => QCOW2_AMEND,
-        List::AmendVolume => LUKS_AMEND,
+        List::Amend(ImageFormat::Qcow2) => QCOW2_AMEND,
+        List::Amend(ImageFormat::Raw) => &[],
+        List::Amend(ImageFormat::Luks) => LUKS_AMEND,
     }
 }
 
@@ -339,15 +338,12 @@ impl FormatOptions {
         Self::parse_list(List::New(format), list.unwrap_or_default())
     }
 
-    /// Parses a list of options that an existing qcow2 image or LUKS volume is to be given.
+    /// Parses a list of options that an existing image of this format is to be given.
     ///
     /// # Errors
     /// As [`Self::parse`].
     pub(crate) fn parse_amend(format: ImageFormat, list: &str) -> Result<Self, OptionError> {
-        match format {
-            ImageFormat::Luks => Self::parse_list(List::AmendVolume, list),
-            ImageFormat::Qcow2 | ImageFormat::Raw => Self::parse_list(List::Amend, list),
-        }
+        Self::parse_list(List::Amend(format), list)
     }
 
     fn parse_list(list: List, mut rest: &str) -> Result<Self, OptionError> {
@@ -378,8 +374,7 @@ impl FormatOptions {
         let Some(index) = position(self.list, name) else {
             let is_of_new = match self.list {
                 List::New(_) => false,
-                List::Amend => position(List::New(ImageFormat::Qcow2), name).is_some(),
-                List::AmendVolume => position(List::New(ImageFormat::Luks), name).is_some(),
+                List::Amend(format) => position(List::New(format), name).is_some(),
             };
             let hint = "This option is only supported for image creation";
             return Err(OptionError {
@@ -496,8 +491,8 @@ impl FormatOptions {
     /// The name of an option of encryption: for a format that is nothing else it has no prefix.
     pub(crate) fn encryption_name(&self, name: &str) -> String {
         match self.list {
-            List::New(ImageFormat::Luks) | List::AmendVolume => name.to_owned(),
-            List::New(_) | List::Amend => format!("encrypt.{name}"),
+            List::New(ImageFormat::Luks) | List::Amend(ImageFormat::Luks) => name.to_owned(),
+            List::New(_) | List::Amend(_) => format!("encrypt.{name}"),
         }
     }
 

@@ -40,6 +40,9 @@ impl Given {
         &self,
         reference: &Reference<'_>,
     ) -> cowshed::Result<Source<Node>> {
+        if self.is_without(reference) {
+            return Err(reference.refused("the options say that there is none"));
+        }
         self.source(reference, true).await
     }
 
@@ -58,9 +61,6 @@ impl Given {
         reference: &Reference<'_>,
         writable: bool,
     ) -> cowshed::Result<Source<Node>> {
-        if self.is_without(reference) {
-            return Err(reference.refused("the options say that there is none"));
-        }
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(reference.depth);
         let mut given = options_of(self.opening.named(), reference);
         let driver = given.remove("driver");

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 
+use crate::image_format::ImageFormat;
 use crate::names::{Names, must_be_known, protocol_len, take_part, to_json};
 use crate::node::{Debug, Null};
 
@@ -25,9 +26,6 @@ const OF_FILES_ALONE: [&str; 3] = ["aio", "locking", "x-check-cache-dropped"];
 
 /// Drivers of files.
 const FILES: [&str; 3] = ["file", "host_device", "host_cdrom"];
-
-/// Drivers of formats.
-const FORMATS: [&str; 3] = ["qcow2", "raw", "luks"];
 
 /// The driver that lets reads make an image's own what they find below it.
 const COPY_ON_READ: &str = "copy-on-read";
@@ -114,7 +112,7 @@ impl Layout {
                 }
                 (Some("raw".to_owned()), Place::take(below)?)
             }
-            (Some(driver), None) if !FORMATS.contains(&&*driver) => {
+            (Some(driver), None) if ImageFormat::from_name(&driver).is_none() => {
                 return Err(format!("Unknown driver '{driver}'"));
             }
             (format, _) => {
@@ -208,7 +206,9 @@ impl Place {
             must_be_known(&names, &driver, &OF_FILES)?;
             return Ok(Self::File(file.into()));
         }
-        if ![Null::DRIVER, Debug::DRIVER].contains(&&*driver) && !FORMATS.contains(&&*driver) {
+        if ![Null::DRIVER, Debug::DRIVER].contains(&&*driver)
+            && ImageFormat::from_name(&driver).is_none()
+        {
             return Err(format!("Unknown driver '{driver}'"));
         }
         names.insert("driver".to_owned(), driver);
@@ -236,7 +236,7 @@ fn is_above_format(names: &Names) -> bool {
 
 /// Whether this driver is one of a format, or lies above one.
 pub(crate) fn is_format(driver: &str) -> bool {
-    FORMATS.contains(&driver) || driver == COPY_ON_READ
+    ImageFormat::from_name(driver).is_some() || driver == COPY_ON_READ
 }
 
 /// The name of the image, given by itself or among the options.

@@ -12,10 +12,12 @@ use cowshed::rt::{FileOptions, FileStorage, LockMode};
 use cowshed::storage::{Buf, SendStorage as _};
 
 use crate::failure::Failure;
-use crate::format_options::{LuksOptions, OptionError};
+use crate::format_options::{FormatOptions, LuksOptions, OptionError};
+use crate::image_format::ImageFormat;
 use crate::names::{Named, named};
 use crate::open;
 use crate::persona::Persona;
+use crate::secret::Secrets;
 
 /// Disks have whole sectors.
 const SECTOR_LEN_BYTES: u64 = 512;
@@ -50,6 +52,34 @@ impl NewImage<'_> {
     pub(crate) fn wrong_options(self, error: OptionError) -> Failure {
         let hint = error.hint.filter(|_| self.persona == Persona::QemuImg);
         self.failure(error.message).with_hint(hint.map(str::to_owned))
+    }
+
+    /// Makes an image of this format by its options. As [`Self::create_qcow2`].
+    ///
+    /// # Errors
+    /// [`Self::failure`].
+    pub(crate) async fn create(
+        self,
+        format: ImageFormat,
+        options: &FormatOptions,
+        secrets: &Secrets,
+        keep: &[(u64, u64)],
+    ) -> Result<(), Failure> {
+        let wrong = |error| self.wrong_options(error);
+        match format {
+            ImageFormat::Qcow2 => {
+                let options = options.create_options(secrets).map_err(wrong)?;
+                self.create_qcow2(&options, keep).await
+            }
+            ImageFormat::Luks => {
+                let options = options.luks_options(secrets).map_err(wrong)?;
+                self.create_luks(&options).await
+            }
+            ImageFormat::Raw => {
+                let preallocation = options.raw_preallocation().map_err(wrong)?;
+                self.create_raw(options.size().unwrap_or_default(), preallocation).await
+            }
+        }
     }
 
     /// Makes a qcow2 image, and its data file next to it, if it has one. An old file is emptied, unless it is locked, is
@@ -93,11 +123,7 @@ impl NewImage<'_> {
     ///
     /// # Errors
     /// [`Self::failure`].
-    pub(crate) async fn create_raw(
-        self,
-        size: u64,
-        preallocation: Preallocation,
-    ) -> Result<(), Failure> {
+    async fn create_raw(self, size: u64, preallocation: Preallocation) -> Result<(), Failure> {
         let too_large = || self.failure("The image size is too large for file format 'raw'");
         let size = size.checked_next_multiple_of(SECTOR_LEN_BYTES).ok_or_else(too_large)?;
         let image = self.open(&self.path()?, &[])?;
